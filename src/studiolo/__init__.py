@@ -1,0 +1,41 @@
+"""Teach a subject from a handful of images and draw it anywhere.
+
+    import studiolo
+    rex = studiolo.train("photos/", class_noun="dog", name="rex")
+    rex.generate("a photo of [V] dog on the moon", seed=7)[0].save("moon.png")
+
+The names below are imported on first use, so that `import studiolo` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from studiolo.errors import StudioloError
+
+if TYPE_CHECKING:
+    from studiolo.drawing.model import load
+    from studiolo.dreambooth.trainer import train
+    from studiolo.evaluation.scores import score
+
+__version__ = "0.1.0"
+__all__ = ["StudioloError", "__version__", "load", "score", "train"]
+
+_HOMES = {
+    "load": "studiolo.drawing.model",
+    "train": "studiolo.dreambooth.trainer",
+    "score": "studiolo.evaluation.scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'studiolo' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,1 @@
+"""The embedded base model: its weights, card, and the recipe that made it."""

@@ -1,0 +1,1 @@
+"""Pictures from prompts: the model to draw with, provenance, contact sheets."""

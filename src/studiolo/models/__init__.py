@@ -1,0 +1,1 @@
+"""The registry: which models there are and where their weights lie."""
