@@ -1,0 +1,99 @@
+"""The `studiolo` command: one file a command, put together here.
+
+Every command imports what it needs when it runs, so that `studiolo --help` starts no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from studiolo import __version__
+from studiolo.cli import models
+from studiolo.errors import StudioloError
+
+app = typer.Typer(
+    name="studiolo",
+    help="Teach a subject from a handful of images and draw it anywhere.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"studiolo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and leave.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+for _name in ("train", "generate", "reproduce", "score", "demo", "base"):
+    if find_spec(f"studiolo.cli.{_name}"):
+        _module = import_module(f"studiolo.cli.{_name}")
+        if hasattr(_module, "app"):
+            app.add_typer(_module.app, name=_name)
+        else:
+            app.command(_name)(getattr(_module, _name))
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Runs the command line. Bad input ends with exit code 2 and one clear message, Ctrl-C with 130."""
+    try:
+        app()
+    except StudioloError as error:
+        _fail(error.message, error.where, error.remedy)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(error.strerror or str(error), error.filename, None)
+    except ValueError as error:
+        lines = _validation_lines(error)
+        if lines is None:
+            raise
+        _fail("\n  ".join(lines), None, None)
+
+
+def _validation_lines(error: ValueError) -> list[str] | None:
+    """What a pydantic ValidationError found, one line a field; None for any other error."""
+    pydantic = sys.modules.get("pydantic")  # whoever raised its error has imported it
+    if pydantic is None or not isinstance(error, pydantic.ValidationError):
+        return None
+    return [
+        f"{'.'.join(map(str, found['loc'])) or error.title}: {found['msg']} (got {found['input']!r})"
+        for found in error.errors(include_url=False)
+    ]
+
+
+def _fail(message: str, where: object, remedy: str | None) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text.assemble(("Error: ", "bold red"), message)
+    if where is not None:
+        text.append(f"\n  in {where}")
+    if remedy:
+        text.append(f"\n  {remedy}", "cyan")
+    Console(stderr=True).print(text, soft_wrap=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Names for models: the one that ships with the package, those you taught, folders, and the hub.
+
+A registered name is a small JSON record that points at a Diffusers folder; nothing is copied, so a
+name stands as long as the folder does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from studiolo.errors import StudioloError
+from studiolo.store.files import atomic_path
+from studiolo.store.paths import models_dir
+
+BASE_NAME = "studiolo-base"
+CARD_FILE = "studiolo.json"
+INDEX_FILE = "model_index.json"
+
+Kind = Literal["base", "subject", "folder"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# The weights once, in safetensors, without half-precision twins, single-file copies and safety checkers.
+_HUB_WANTED = [INDEX_FILE, "*/*.json", "*/*.txt", "*/*.safetensors"]
+_HUB_UNWANTED = ["*.fp16.safetensors", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model that was found: `path` is a Diffusers folder, `card` what its `studiolo.json` says (or {})."""
+
+    name: str
+    path: Path
+    kind: Kind
+    card: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def resolve(name_or_path: str | Path) -> ModelRef:
+    """The model of that name: the embedded base, a registered name, a Diffusers folder, or a hub id.
+
+    A run folder stands for the `model/` inside it.
+
+    Raises:
+        StudioloError: nothing has that name, its folder is gone or is no Diffusers folder, or the hub
+            could not be reached.
+    """
+    name = str(name_or_path)
+    if name == BASE_NAME:
+        return _base()
+    if record := _record_of(name):
+        return _registered(name, record)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _folder_ref(folder)
+    if _HUB_ID.fullmatch(name) and not isinstance(name_or_path, Path):
+        return _from_hub(name)
+    raise _unknown(name)
+
+
+def register(folder: str | Path, name: str, *, replace: bool = False) -> ModelRef:
+    """Gives a Diffusers folder a name. The folder stays where it is.
+
+    Raises:
+        StudioloError: a name that cannot be one or is taken (unless `replace`), or no Diffusers folder.
+    """
+    check_name(name, replace=replace)
+    ref = _folder_ref(Path(folder))
+    record = {"path": str(ref.path), "registered": datetime.now(UTC).isoformat(timespec="seconds")}
+    with atomic_path(_record_path(name)) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return ModelRef(name, ref.path, ref.kind, ref.card)
+
+
+def check_name(name: str, *, replace: bool = False) -> None:
+    """Refuses, before any work is done for it, a name that `register` would refuse after."""
+    if not _NAME.fullmatch(name):
+        raise StudioloError(
+            "not a name for a model",
+            where=repr(name),
+            remedy="Use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit.",
+        )
+    if name == BASE_NAME:
+        raise StudioloError("the embedded base model has this name", where=name, remedy="Choose another.")
+    if not replace and _record_path(name).exists():
+        raise StudioloError(
+            "a model of this name exists",
+            where=name,
+            remedy=f"Choose another name, or remove it first: studiolo models remove {name}",
+        )
+
+
+def list_models() -> list[ModelRef]:
+    """The embedded base model (when its weights are there), then the registered models by name.
+
+    A record whose folder has gone is listed with the path it had and an empty card.
+    """
+    found = [_base()] if _is_diffusers(_base_path()) else []
+    for file in sorted(models_dir().glob("*.json")):
+        if record := _record_of(file.stem):
+            path = Path(record["path"])
+            card = _card(path)
+            found.append(ModelRef(file.stem, path, _kind(card), card))
+    return found
+
+
+def remove(name: str) -> ModelRef:
+    """Forgets a registered name and returns what it stood for. The folder itself is left alone."""
+    if name == BASE_NAME:
+        raise StudioloError("the embedded base model cannot be removed", where=name)
+    record = _record_of(name)
+    if record is None:
+        raise _unknown(name)
+    path = Path(record["path"])
+    card = _card(path)
+    _record_path(name).unlink()
+    return ModelRef(name, path, _kind(card), card)
+
+
+def _base_path() -> Path:
+    return Path(__file__).resolve().parent.parent / "base" / "weights"
+
+
+def _base() -> ModelRef:
+    path = _base_path()
+    if not _is_diffusers(path):
+        raise StudioloError(
+            "the weights of the embedded base model are missing",
+            where=path,
+            remedy="Install Studiolo again, or name another model.",
+        )
+    return ModelRef(BASE_NAME, path, "base", _card(path))
+
+
+def _registered(name: str, record: dict[str, Any]) -> ModelRef:
+    path = Path(record["path"])
+    if not _is_diffusers(path):
+        raise StudioloError(
+            f"the folder of model '{name}' is gone",
+            where=path,
+            remedy=f"Put it back, or forget the name: studiolo models remove {name}",
+        )
+    card = _card(path)
+    return ModelRef(name, path, _kind(card), card)
+
+
+def _folder_ref(folder: Path) -> ModelRef:
+    path = folder.expanduser().resolve()
+    if not _is_diffusers(path) and _is_diffusers(path / "model"):
+        path = path / "model"
+    if not _is_diffusers(path):
+        raise StudioloError(
+            f"not a Diffusers folder: it holds no {INDEX_FILE}",
+            where=folder,
+            remedy="Give the folder of a model, or the run folder that holds one in model/.",
+        )
+    card = _card(path)
+    return ModelRef(str(card.get("name") or path.name), path, _kind(card), card)
+
+
+def _from_hub(hub_id: str) -> ModelRef:
+    # The hub's client is needed for hub names alone, and it is slow to import.
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(hub_id, allow_patterns=_HUB_WANTED, ignore_patterns=_HUB_UNWANTED))
+    except Exception as error:  # its clients raise errors of three libraries for "no network" alone
+        raise StudioloError(
+            f"no model of this name here, and it could not be had from the hub ({type(error).__name__})",
+            where=hub_id,
+            remedy=f"Check the spelling and the network, or give a folder. {_hint(hub_id)}",
+        ) from error
+    if not _is_diffusers(path):
+        raise StudioloError(
+            f"this repository holds no {INDEX_FILE}", where=hub_id, remedy="Choose a Diffusers one."
+        )
+    return ModelRef(hub_id, path, "folder", {})
+
+
+def _unknown(name: str) -> StudioloError:
+    return StudioloError("no model of this name, and no such folder", where=name, remedy=_hint(name))
+
+
+def _hint(name: str) -> str:
+    known = [ref.name for ref in list_models()]
+    if near := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
+        return f"Did you mean {' or '.join(near)}?"
+    return f"There are: {', '.join(known)}." if known else "There are no models yet."
+
+
+def _is_diffusers(path: Path) -> bool:
+    return (path / INDEX_FILE).is_file()
+
+
+def _kind(card: dict[str, Any]) -> Kind:
+    return "subject" if "class_noun" in card else "folder"
+
+
+def _card(path: Path) -> dict[str, Any]:
+    return _read_object(path / CARD_FILE) or {}
+
+
+def _record_path(name: str) -> Path:
+    return models_dir() / f"{name}.json"
+
+
+def _record_of(name: str) -> dict[str, Any] | None:
+    if not _NAME.fullmatch(name):
+        return None
+    record = _read_object(_record_path(name))
+    if record is not None and not isinstance(record.get("path"), str):
+        raise StudioloError(
+            "damaged record: no path in it", where=_record_path(name), remedy="Delete this file."
+        )
+    return record
+
+
+def _read_object(file: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise StudioloError(
+            f"not readable as JSON ({error})", where=file, remedy="Mend or delete it."
+        ) from error
+    if not isinstance(value, dict):
+        raise StudioloError("a JSON object was expected", where=file, remedy="Mend or delete it.")
+    return value
