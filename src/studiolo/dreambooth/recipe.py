@@ -1,0 +1,306 @@
+"""Every setting of a training, typed, bounded and explained: from defaults, YAML files and `key=value` flags.
+
+The field descriptions below are the reference: `Recipe.to_yaml` writes them beside the values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from studiolo.errors import StudioloError
+from studiolo.store.files import atomic_path
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Sampler = Literal["ddim", "pndm", "euler", "euler_a", "dpm++2m", "unipc"]
+Rate = Annotated[float, Field(gt=0, le=1)]
+SCALAR_END = "...\n"  # PyYAML ends a lone scalar with this
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class ClassImages(_Group):
+    """The pictures of the class that the base model makes: what it must still know when it is taught."""
+
+    count: int = Field(64, ge=1, le=100_000, description="How many; more extend the cached set.")
+    batch_size: int = Field(8, ge=1, le=256, description="Pictures made at once. Part of the cache key.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Picture i starts from the noise of seed + i.")
+    negative_prompt: str = Field("", description="What to keep out of them.")
+    sampler: Sampler = Field("ddim", description="The same samplers as for drawing.")
+    steps: int = Field(25, ge=1, le=1000, description="Denoising steps.")
+    guidance_scale: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; <= 1 is off.")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM's stochasticity: 0 none, 1 as DDPM.")
+
+
+class Previews(_Group):
+    """Pictures drawn while training, always from the same seeds, to watch the subject form."""
+
+    every: int = Field(0, ge=0, description="Optimizer steps between previews; 0 draws none.")
+    prompts: Many[str] = Field(
+        (
+            "a photo of [V] {class_noun}",
+            "a photo of [V] {class_noun} on the beach",
+            "a photo of a {class_noun}",
+        ),
+        description="[V] stands for the identifier, {class_noun} for the class.",
+    )
+    count: int = Field(2, ge=1, le=64, description="Pictures a prompt, of seeds seed, seed + 1, ...")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the first picture of each prompt.")
+    sampler: Sampler = Field("ddim", description="As for drawing.")
+    steps: int = Field(20, ge=1, le=1000, description="Denoising steps.")
+    guidance_scale: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; <= 1 is off.")
+
+
+class Recipe(_Group):
+    """All that determines a taught subject: what is learned, from what, and how.
+
+    The loss is DreamBooth's (Ruiz et al. 2023, eq. 2): the mean over instance images, plus `prior_weight`
+    times the mean over class images.
+    """
+
+    images: Many[str] = Field((), description="Image files or folders of the subject.")
+    class_noun: str | None = Field(
+        None, description="What the subject is, as the base says it: fox, backpack."
+    )
+    name: str | None = Field(None, description="The name under which the taught model is registered.")
+    base: str = Field("studiolo-base", description="The model to start from: a name, a folder or a hub id.")
+    identifier: str | None = Field(
+        None,
+        description="The token that stands for the subject. null: a rare one is found.",
+    )
+    masks: str | None = Field(None, description="Folder of masks named as the images; white counts.")
+
+    instance_prompt: str = Field(
+        "a photo of [V] {class_noun}", description="Prompt of every image that has no caption of its own."
+    )
+    class_prompts: Many[str] = Field(
+        ("a photo of a {class_noun}",),
+        min_length=1,
+        description="Class image i is made from, and trained with, prompt i modulo their number.",
+    )
+    class_images: ClassImages = Field(ClassImages(), description="How class images are made.")
+    prior_weight: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="Weight of the class half of the loss (paper: lambda = 1); 0 leaves it out.",
+    )
+
+    steps: int = Field(300, ge=1, le=1_000_000, description="Optimizer steps.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of every random draw of the training.")
+    batch_size: int = Field(4, ge=1, le=4096, description="Instance images a micro-batch and device.")
+    class_batch_size: int | None = Field(
+        None, ge=1, le=4096, description="Class images a micro-batch and device. null: as batch_size."
+    )
+    accumulate: int = Field(1, ge=1, le=4096, description="Micro-batches an optimizer step.")
+
+    train_unet: bool = Field(True, description="Train the whole U-Net.")
+    train_text_encoder: bool = Field(True, description="Train the whole text encoder.")
+    train_token_embedding: bool = Field(
+        False, description="Train the identifier's embedding alone of the text encoder (Gal et al. 2022)."
+    )
+    text_encoder_stop_step: int | None = Field(
+        None, ge=1, description="Step from which text encoder and token stand still. null: never."
+    )
+    learning_rate: Rate = Field(1e-4, description="AdamW's rate for the U-Net, at its highest.")
+    text_learning_rate: Rate = Field(
+        1e-5, description="The same for the text encoder or the token embedding."
+    )
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant",
+        description="How the rates fall after the warm-up, to 0 at the last step.",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise linearly to their highest.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="Largest norm of all gradients together. null: no limit."
+    )
+
+    snr_gamma: float | None = Field(
+        None,
+        gt=0,
+        description="min-SNR weights of the instance half (Hang et al. 2023 take 5).",
+    )
+    offset_noise: float = Field(
+        0.0, ge=0, le=1, description="Strength of a noise common to all pixels of a channel; 0 is off."
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Highest decay of the exported moving average of the weights.",
+    )
+
+    resolution: int | None = Field(None, ge=8, le=4096, description="Side in pixels. null: the base's own.")
+    crop: Literal["center", "random"] = Field("center", description="Which square of an image is seen.")
+    crop_variants: int = Field(4, ge=1, le=256, description="Random crops made of each image (crop: random).")
+    flip: bool = Field(True, description="See each image mirrored half of the time.")
+
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="Float type of the arithmetic; weights stay in float32. 16-mixed needs a GPU."
+    )
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="What to compute on.")
+    devices: int = Field(1, ge=1, le=4096, description="Devices a machine.")
+    num_nodes: int = Field(1, ge=1, le=4096, description="Machines.")
+    strategy: Literal["auto", "ddp"] = Field("auto", description="How several devices share the work.")
+    weights_dtype: Literal["float16", "float32"] = Field(
+        "float16", description="Float type of the exported model."
+    )
+
+    checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints of the full state.")
+    keep_checkpoints: int = Field(2, ge=1, le=1000, description="The newest ones that are kept.")
+    previews: Previews = Field(Previews(), description="Pictures drawn while training.")
+    trackers: Many[Literal["tensorboard", "wandb"]] = Field(
+        ("tensorboard",), description="Where curves and previews go besides metrics.csv: tensorboard, wandb."
+    )
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> Recipe:
+        if not (self.train_unet or self.train_text_encoder or self.train_token_embedding):
+            raise ValueError("nothing to train: set train_unet, train_text_encoder or train_token_embedding")
+        if self.train_text_encoder and self.train_token_embedding:
+            raise ValueError(
+                "train_text_encoder trains every embedding already: set one of it and train_token_embedding"
+            )
+        if "[V]" not in self.instance_prompt:
+            raise ValueError("instance_prompt has no [V], the place of the identifier")
+        if any("[V]" in prompt for prompt in self.class_prompts):
+            raise ValueError("class_prompts describe the class without the subject: take [V] out")
+        return self
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], *, where: object = None) -> Recipe:
+        """A recipe of `values`, the rest by default.
+
+        Raises StudioloError naming every wrong key (with the nearest right one) and every wrong value.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            problems = [_problem(cls, item) for item in error.errors()]
+            raise StudioloError(
+                "; ".join(problems), where=where or "recipe", remedy="All settings: studiolo train --defaults"
+            ) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """The recipe in a YAML file of `key: value` lines; keys that are left out keep their defaults."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudioloError(f"cannot be read: {error}", where=path) from None
+        except yaml.YAMLError as error:
+            raise StudioloError(f"not YAML: {error}", where=path) from None
+        if not isinstance(values or {}, dict):
+            raise StudioloError(f"holds a {type(values).__name__}, not `key: value` lines", where=path)
+        return cls.build(values or {}, where=path)
+
+    def with_values(self, values: Mapping[str, Any]) -> Recipe:
+        """This recipe with other values; {"previews": {"every": 50}} keeps the rest of the group."""
+        return self.build(_merged(self.model_dump(), values))
+
+    def with_settings(self, settings: Iterable[str]) -> Recipe:
+        """This recipe with settings such as "steps=200" and "class_images.count=32", values in YAML."""
+        values: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            if not equals:
+                raise StudioloError("a setting has the form key=value", where=setting)
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError:
+                raise StudioloError(f"the value {text!r} is not YAML", where=key) from None
+            for part in reversed(key.strip().split(".")):
+                value = {part: value}
+            values = _merged(values, value)
+        return self.with_values(values)
+
+    def to_yaml(self) -> str:
+        """All settings, each under its description; `from_yaml` of it is this recipe again."""
+        return _yaml_with_comments(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_yaml()` to a file that is whole or absent."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(self.to_yaml(), encoding="utf-8")
+
+    def instance_caption(self, identifier: str, caption: str | None = None) -> str:
+        """The prompt of an instance image: its caption or `instance_prompt`, with the identifier in place."""
+        return fill(caption or self.instance_prompt, self.class_noun or "", identifier)
+
+    def class_caption(self, index: int) -> str:
+        """The prompt that class image `index` is made from and trained with."""
+        return fill(self.class_prompts[index % len(self.class_prompts)], self.class_noun or "")
+
+
+def fill(template: str, class_noun: str, identifier: str = "[V]") -> str:
+    """A prompt with the class noun ("a {class_noun}" becomes "an owl") and the identifier in place."""
+    article = "an" if re.match(r"[aeio]|um", class_noun) else "a"
+    text = re.sub(r"\ba \{class_noun\}", f"{article} {class_noun}", template)
+    return text.replace("{class_noun}", class_noun).replace("[V]", identifier)
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _problem(model: type[BaseModel], item: Any) -> str:
+    """One of pydantic's complaints in a sentence: the key, the value, what was expected."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, _keys(model), n=1, cutoff=0.5)
+        return f"no setting is called '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    expected = re.sub(r"^Input s", "s", item["msg"])
+    return f"{key} = {item['input']!r} {expected}{_meaning(model, item['loc'])}"
+
+
+def _meaning(model: Any, location: tuple[int | str, ...]) -> str:
+    """What the description of the field at `location` says, in brackets."""
+    description = ""
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            break
+        model, description = field.annotation, field.description or ""
+    return f" ({description.rstrip('.')})" if description else ""
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys in dotted form, groups before their members."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _yaml_with_comments(group: BaseModel, indent: str = "") -> str:
+    lines = []
+    for name, field in type(group).model_fields.items():
+        comment = textwrap.wrap(field.description or "", 108 - len(indent))
+        lines += [f"{indent}# {line}" for line in comment]
+        value = getattr(group, name)
+        if isinstance(value, BaseModel):
+            lines += [f"{indent}{name}:", _yaml_with_comments(value, indent + "  ").rstrip("\n")]
+        else:
+            plain = group.model_dump(mode="json", include={name})[name]
+            text = yaml.safe_dump(plain, allow_unicode=True, default_flow_style=True, width=10_000)
+            lines.append(f"{indent}{name}: {text.removesuffix(SCALAR_END).rstrip()}")
+    return "\n".join(lines) + "\n"
