@@ -28,7 +28,7 @@ def list_models() -> None:
         )
         gone = "" if ref.path.is_dir() else " [red](gone)[/]"
         table.add_row(ref.name, ref.kind, escape(subject), f"{escape(str(ref.path))}{gone}")
-    Console(soft_wrap=True).print(table)
+    Console(width=10_000).print(table)  # paths stay whole, to be copied
 
 
 @app.command()
