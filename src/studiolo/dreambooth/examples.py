@@ -1,7 +1,7 @@
 """Images as training examples: encoded once, cached by content, drawn anew at every step.
 
-What is kept of an image is the VAE's whole posterior q(z|x) = N(mean, exp(logvar)) (Kingma & Welling 2014; Rombach et
-al. 2022), never one frozen sample of it.
+What is kept of an image is the VAE's whole posterior q(z|x) = N(mean, exp(logvar)) (Kingma & Welling 2014;
+Rombach et al. 2022), never one frozen sample of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
@@ -29,7 +30,7 @@ class Draw(NamedTuple):
 
     latents: torch.Tensor
     """Scaled latents, float32 [B, C, h, w]."""
-    index: torch.Tensor
+    image_index: torch.Tensor
     """Which image each came from, int64 [B]."""
     masks: torch.Tensor | None
     """Share of each latent cell that belongs to the subject, float32 [B, 1, h, w] in [0, 1]."""
@@ -52,8 +53,8 @@ class ExampleSet:
     def draw(self, seed: int, stream: str, counters: Sequence[int]) -> Draw:
         """Examples number `counters` of the endless sequence that (`seed`, `stream`) name.
 
-        Every N counters in a row (an epoch) meet each image once, in an order of their own. An example depends on its
-        counter alone: resuming, splitting batches and adding ranks change nothing.
+        Every N counters in a row (an epoch) meet each image once, in an order of their own. An example
+        depends on its counter alone: resuming, splitting batches and adding ranks change nothing.
         """
         return self.draw_at(self.order(seed, stream, counters), seed, stream, counters)
 
@@ -68,7 +69,7 @@ class ExampleSet:
         return Draw(latents, index, None if self.masks is None else self.masks[index, view])
 
     def order(self, seed: int, stream: str, counters: Sequence[int]) -> torch.Tensor:
-        """The image that each counter meets, int64 [B]: place counter % N in the permutation of epoch counter // N."""
+        """The image that each counter k meets, int64 [B]: place k % N of the permutation of epoch k // N."""
         epochs = sorted({counter // len(self) for counter in counters})
         keys = counter_noise((len(self),), seed, f"{stream}/order", epochs)
         permutations = dict(zip(epochs, keys.argsort(dim=1, stable=True), strict=True))
@@ -92,9 +93,9 @@ class ExampleSet:
 class LatentEncoder:
     """Encodes images with a model's VAE; what was encoded before comes from the cache.
 
-    The key of an image is what the VAE would see (pixels, squares, mirrorings, size) and the VAE itself (weights, float
-    type, config), so that nothing else can matter. Images are encoded apart from each other: the result for one
-    does not depend, not even by float error, on which others were asked for.
+    The key of an image is what the VAE would see (pixels, squares, mirrorings, size) and the VAE itself
+    (weights, float type, config), so that nothing else can matter. Images are encoded apart from each
+    other: the result for one does not depend, not even by float error, on which others were asked for.
 
     Args:
         components: the model; only its VAE is used.
@@ -176,11 +177,11 @@ def encode_examples(
     cache_dir: Path | None,
     masks: Sequence[Image.Image | None] | None = None,
 ) -> ExampleSet:
-    """`LatentEncoder(components, transform, cache_dir).encode(images, masks)`, for images that are all there."""
+    """The examples of images that are all there already; see `LatentEncoder`."""
     return LatentEncoder(components, transform, cache_dir).encode(images, masks)
 
 
-def _vae_fingerprint(vae: torch.nn.Module) -> str:
+def _vae_fingerprint(vae: AutoencoderKL) -> str:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()}
     config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
     return sha256_bytes(save(weights) + repr(sorted(config.items())).encode())

@@ -59,8 +59,9 @@ class Transform:
     def views(self, size: tuple[int, int], key: str, focus: Focus | None = None) -> list[View]:
         """The views of an image of `size` (width, height): every square, each followed by its mirror image.
 
-        Random squares are a function of (`seed`, `key`, number of the square), so an image keeps its own whatever
-        other images are there. Every square contains the pixel `focus` = (x, y), if one is given.
+        Random squares are a function of (`seed`, `key`, number of the square): an image keeps its own
+        whatever other images are there. Every square contains the pixel `focus` = (x, y), if one is
+        given.
         """
         if self.crop == "center":
             boxes = [_square(size, min(size), focus, None)]
@@ -83,7 +84,7 @@ class Transform:
 def _square(
     size: tuple[int, int], side: int, focus: Focus | None, at: tuple[float, float] | None
 ) -> tuple[int, int, int, int]:
-    """A square of `side` inside `size`; `at` in [0, 1)² chooses among all places, None is the most central."""
+    """A square of `side` inside `size`; `at` in [0, 1)² chooses among all places, None is the middle."""
     corner = []
     for axis, extent in enumerate(size):
         low, high = 0, extent - side
@@ -115,8 +116,8 @@ def image_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def mask_tensor(mask: Image.Image, view: View, size: int, factor: int) -> torch.Tensor:
-    """The part of a mask (mode L) under `view` as float32 [1, size/factor, size/factor]: the share in [0, 1] of
-    each latent cell that belongs to the subject."""
-    seen = view.of(mask.convert("F"), size, Image.Resampling.BILINEAR)  # no negative lobes: stays in [0, 255]
-    pixels = torch.from_numpy(np.array(seen, dtype=np.float32))[None] / 255
-    return torch.nn.functional.avg_pool2d(pixels, factor)
+    """The part of a mask (mode L) under `view`: float32 [1, size/factor, size/factor], the share in [0,
+    1] of each latent cell that belongs to the subject.""" seen = view.of(mask.convert("F"), size,
+    Image.Resampling.BILINEAR)  # no negative lobes: stays in [0, 255] pixels =
+    torch.from_numpy(np.array(seen, dtype=np.float32))[None] / 255 return
+    torch.nn.functional.avg_pool2d(pixels, factor)
