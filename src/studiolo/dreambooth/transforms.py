@@ -116,8 +116,8 @@ def image_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def mask_tensor(mask: Image.Image, view: View, size: int, factor: int) -> torch.Tensor:
-    """The part of a mask (mode L) under `view`: float32 [1, size/factor, size/factor], the share in [0,
-    1] of each latent cell that belongs to the subject.""" seen = view.of(mask.convert("F"), size,
-    Image.Resampling.BILINEAR)  # no negative lobes: stays in [0, 255] pixels =
-    torch.from_numpy(np.array(seen, dtype=np.float32))[None] / 255 return
-    torch.nn.functional.avg_pool2d(pixels, factor)
+    """The part of a mask (mode L) under `view`: the share in [0, 1] of each latent cell that belongs to the
+    subject, float32 [1, size / factor, size / factor]."""
+    seen = view.of(mask.convert("F"), size, Image.Resampling.BILINEAR)  # no negative lobes: stays in [0, 255]
+    pixels = torch.from_numpy(np.array(seen, dtype=np.float32))[None] / 255
+    return torch.nn.functional.avg_pool2d(pixels, factor)
