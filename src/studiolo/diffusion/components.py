@@ -58,7 +58,8 @@ class Components:
     @cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule that `scheduler_config` describes."""
-        scheduler = DDIMScheduler.from_config(self.scheduler_config)
+        with torch.inference_mode(False):  # kept for training too, wherever it is first asked for
+            scheduler = DDIMScheduler.from_config(self.scheduler_config)
         return NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
 
     @property
@@ -136,7 +137,7 @@ class Components:
             "text_encoder": self.text_encoder.config.to_dict(),
             "vae": dict(self.vae.config),
             "unet": dict(self.unet.config),
-            "scheduler": self.scheduler_config,
+            "scheduler": dict(DDIMScheduler.from_config(self.scheduler_config).config),  # defaults filled in
         }
         kept = {
             part: {k: v for k, v in config.items() if k not in _BOOKKEEPING and not k.startswith("_")}

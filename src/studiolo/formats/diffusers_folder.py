@@ -44,8 +44,6 @@ def load_components(
         raise StudioloError(
             f"the model folder cannot be read: {error}", where=str(path), remedy="download or export it again"
         ) from error
-    for module in components.modules.values():
-        module.eval()
     return components.to(device=device)
 
 
@@ -70,11 +68,9 @@ def save_components(components: Components, path: str | Path, dtype: torch.dtype
 def _read_parts(path: Path, dtype: torch.dtype) -> Components:
     return Components(
         tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
-        text_encoder=CLIPTextModel.from_pretrained(
-            path / "text_encoder", **_weights(path / "text_encoder", dtype)
-        ),
-        vae=AutoencoderKL.from_pretrained(path / "vae", **_weights(path / "vae", dtype)),
-        unet=UNet2DConditionModel.from_pretrained(path / "unet", **_weights(path / "unet", dtype)),
+        text_encoder=_read_network(CLIPTextModel, path / "text_encoder", dtype),
+        vae=_read_network(AutoencoderKL, path / "vae", dtype),
+        unet=_read_network(UNet2DConditionModel, path / "unet", dtype),
         scheduler_config=_read_json(path / "scheduler" / "scheduler_config.json"),
     )
 
@@ -124,8 +120,8 @@ def _check_layout(path: Path) -> None:
         )
 
 
-def _weights(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: safetensors only; the fp16 variant when nothing else is there."""
+def _read_network(network: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A network with all its weights, from safetensors only; the fp16 variant when nothing else is there."""
     files = [file.name for file in folder.glob("*.safetensors")]
     if not files:
         raise StudioloError(
@@ -133,8 +129,17 @@ def _weights(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             where=str(folder),
             remedy="convert the .bin weights; pickles are never run",
         )
-    variant = "fp16" if all(".fp16." in name for name in files) else None
-    return {"dtype": dtype, "variant": variant, "use_safetensors": True, "local_files_only": True}
+    module, info = network.from_pretrained(
+        folder,
+        dtype=dtype,
+        variant="fp16" if all(".fp16." in name for name in files) else None,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise KeyError(f"{folder.name} lacks {len(missing)} weights, such as {missing[0]}")
+    return module.eval()
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""Which way from noise to picture: samplers by name, their settings, the diffusers scheduler they mean."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from studiolo.errors import StudioloError
+
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),  # Song et al. 2021
+    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # Liu et al. 2022, its linear multi-step part
+    "euler": (EulerDiscreteScheduler, {}),  # Karras et al. 2022, algorithm 2 without churn
+    "euler_a": (EulerAncestralDiscreteScheduler, {}),  # k-diffusion
+    "dpm++2m": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "solver_order": 2},
+    ),  # Lu et al. 2022
+    "dpm++2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, {}),  # Zhao et al. 2023
+}
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How to denoise.
+
+    sampler: one of SAMPLERS. steps: noise levels visited, from 1 to the schedule's T. guidance_scale: w of
+    classifier-free guidance (Ho & Salimans 2021); up to 1 means none, and the negative prompt is not used.
+    eta: noise added back by DDIM, 0 (deterministic) to 1 (as DDPM); other samplers have no such setting.
+
+    Raises StudioloError for a value outside these ranges, naming the nearest right one.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 30
+    guidance_scale: float = 5.0
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            near = get_close_matches(self.sampler.lower().replace(" ", ""), SAMPLERS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise StudioloError(
+                f"there is no sampler {self.sampler!r}",
+                where="sampler",
+                remedy=f"{hint}known: {', '.join(SAMPLERS)}",
+            )
+        if self.steps < 1:
+            raise StudioloError(f"{self.steps} steps draw nothing", where="steps", remedy="use 1 or more")
+        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
+            raise StudioloError(
+                f"{self.guidance_scale} is not a guidance scale",
+                where="guidance_scale",
+                remedy="use 0 or more",
+            )
+        if not 0 <= self.eta <= 1:
+            raise StudioloError(f"{self.eta} is outside 0..1", where="eta", remedy="use a value from 0 to 1")
+        if self.eta and self.sampler != "ddim":
+            raise StudioloError(
+                f"{self.sampler} has no eta", where="eta", remedy="leave it at 0, or use the sampler ddim"
+            )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt takes part."""
+        return self.guidance_scale > 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as JSON values; `SamplerSettings(**settings.as_dict())` is the same again."""
+        return asdict(self)
+
+
+def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) -> Any:
+    """The diffusers scheduler of `settings.sampler` on a model's betas and prediction type, timesteps set.
+
+    Raises StudioloError when there are fewer noise levels than steps.
+    """
+    scheduler_class, options = SAMPLERS[settings.sampler]
+    scheduler = scheduler_class.from_config(scheduler_config, **options)
+    levels = scheduler.config.num_train_timesteps
+    if settings.steps > levels:
+        raise StudioloError(
+            f"{settings.steps} steps, but the model has {levels} noise levels",
+            where="steps",
+            remedy=f"use {levels}",
+        )
+    scheduler.set_timesteps(settings.steps)
+    return scheduler
+
+
+def step_options(scheduler: Any, settings: SamplerSettings, generators: Any) -> dict[str, Any]:
+    """What `scheduler.step` of this class takes beside prediction, timestep and sample."""
+    accepted = inspect.signature(scheduler.step).parameters
+    return {
+        name: value for name, value in (("eta", settings.eta), ("generator", generators)) if name in accepted
+    }
