@@ -78,6 +78,9 @@ class Recipe(_Group):
         None,
         description="The token that stands for the subject. null: a rare one is found.",
     )
+    captions: Literal["sidecar", "filename"] | None = Field(
+        None, description="Own prompts of images, with [V]: sidecar reads NAME.txt, filename takes the name."
+    )
     masks: str | None = Field(None, description="Folder of masks named as the images; white counts.")
 
     instance_prompt: str = Field(
@@ -233,6 +236,11 @@ class Recipe(_Group):
         """Writes `to_yaml()` to a file that is whole or absent."""
         with atomic_path(path) as temporary:
             temporary.write_text(self.to_yaml(), encoding="utf-8")
+
+    def text_trains_at(self, step: int) -> bool:
+        """Whether optimizer step `step` (from 0) moves the text encoder or the token."""
+        stop = self.text_encoder_stop_step
+        return (self.train_text_encoder or self.train_token_embedding) and (stop is None or step < stop)
 
     def instance_caption(self, identifier: str, caption: str | None = None) -> str:
         """The prompt of an instance image: its caption or `instance_prompt`, with the identifier in place."""

@@ -1,0 +1,173 @@
+"""What happens around the steps: records, previews, the moving average, the display."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.sampling import SamplerSettings, generate
+from studiolo.drawing.sheet import contact_sheet
+from studiolo.dreambooth.metrics import MetricsFile, StepRecord, stopwatch
+from studiolo.dreambooth.progress import Display
+from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.trackers import Tracker
+from studiolo.store.files import atomic_path
+
+
+class StepCallback(pl.Callback):
+    """A callback that counts optimizer steps, not micro-batches."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.on_micro_batch(outputs)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.on_step(trainer, pl_module, trainer.global_step)
+
+    def on_micro_batch(self, outputs: Any) -> None:
+        """After each micro-batch, with what `training_step` returned."""
+
+    def on_step(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        """After optimizer step number `step`, counted from 1."""
+
+
+class MovingAverage(StepCallback):
+    """An exponential moving average of the trained weights: avg <- d avg + (1 - d) w after each step.
+
+    d = min(`decay`, (1 + step) / (10 + step)): the usual warm-up, without which a run of some hundred
+    steps would export little but the base
+    (https://www.tensorflow.org/api_docs/python/tf/train/ExponentialMovingAverage).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: dict[str, torch.Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, parameter in _trained(pl_module):
+            old = self.average.get(name, parameter.detach())
+            self.average[name] = old.to(parameter.device, copy=True)
+
+    @torch.no_grad()
+    def on_step(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in _trained(module):
+            self.average[name].lerp_(parameter, 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.average)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.average = dict(state_dict)
+
+    @contextmanager
+    def applied(self, module: torch.nn.Module) -> Iterator[None]:
+        """The averaged weights in place of the module's own, for the time of the block."""
+        own = {name: parameter.detach().clone() for name, parameter in _trained(module)}
+        _assign(module, self.average)
+        try:
+            yield
+        finally:
+            _assign(module, own)
+
+
+class Recorder(StepCallback):
+    """Measures every step and hands the record to metrics.csv, the trackers and the display."""
+
+    def __init__(self, recipe: Recipe, path: Path, trackers: Sequence[Tracker], display: Display) -> None:
+        self.recipe, self.path, self.trackers, self.display = recipe, path, trackers, display
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._file = MetricsFile(self.path, trainer.global_step)
+            self.display.begin("training", self.recipe.steps, trainer.global_step)
+        self._clock = stopwatch()
+
+    def on_micro_batch(self, outputs: Any) -> None:
+        self._losses.append(torch.stack([outputs["loss_instance"], outputs["loss_prior"]]))
+
+    def on_step(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        losses = trainer.strategy.reduce(torch.stack(self._losses).mean(0), reduce_op="mean")
+        self._losses.clear()
+        if not trainer.is_global_zero:
+            return
+        record = StepRecord.of(self.recipe, step, losses.tolist(), float(module.grad_norm), self._clock())
+        self._file.append(record)
+        for tracker in self.trackers:
+            tracker.scalars(step, record.scalars())
+        self.display.step(step, record.loss)
+
+
+class PreviewPainter(StepCallback):
+    """Draws the preview prompts from fixed seeds every `previews.every` steps, and once before the first."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        components: Components,
+        identifier: str,
+        folder: Path,
+        trackers: Sequence[Tracker],
+        average: MovingAverage | None,
+    ) -> None:
+        self.settings = recipe.previews
+        self.captions = [recipe.instance_caption(identifier, prompt) for prompt in self.settings.prompts]
+        self.components, self.folder, self.trackers = components, folder, trackers
+        self.average = average
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.on_step(trainer, pl_module, 0)
+
+    def on_step(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        if step % self.settings.every or not trainer.is_global_zero:
+            return
+        with evaluating(module, self.average):
+            sheet = self._sheet(step)
+        with atomic_path(self.folder / f"step-{step:06d}.png") as temporary:
+            sheet.save(temporary)
+        for tracker in self.trackers:
+            tracker.picture(step, "previews", sheet)
+
+    def _sheet(self, step: int) -> Any:
+        chosen = self.settings
+        seeds = [chosen.seed + i for i in range(chosen.count)]
+        settings = SamplerSettings(
+            sampler=chosen.sampler, steps=chosen.steps, guidance_scale=chosen.guidance_scale
+        )
+        rows = [generate(self.components, [text] * len(seeds), seeds, settings) for text in self.captions]
+        columns = [f"seed {seed}" for seed in seeds]
+        return contact_sheet(rows, row_captions=self.captions, column_captions=columns, title=f"step {step}")
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module, average: MovingAverage | None) -> Iterator[None]:
+    """The module as it would be exported now: every part in eval mode, averaged weights if there are any."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        if average is None:
+            yield
+        else:
+            with average.applied(module):
+                yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _trained(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def _assign(module: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:
+    for name, parameter in _trained(module):
+        parameter.copy_(values[name])

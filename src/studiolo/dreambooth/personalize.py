@@ -1,0 +1,150 @@
+"""The LightningModule of DreamBooth: which weights move, by what loss, at what rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.conditioning import tokenize
+from studiolo.diffusion.objective import (
+    add_noise,
+    dreambooth_loss,
+    per_sample_loss,
+    prediction_target,
+    snr_weights,
+)
+from studiolo.dreambooth.batches import Batch, Batches
+from studiolo.dreambooth.recipe import Recipe
+
+
+class Personalization(pl.LightningModule):
+    """Fine-tunes the U-Net, the text encoder or one token of `components` in place (Ruiz et al. 2023).
+
+    Both networks are parts of this one module, so that DDP wraps them together; the VAE is no part of it.
+    What the recipe does not train is in eval mode, without gradients, and out of the checkpoints.
+
+    Args:
+        components: the model, its vocabulary already holding the identifier.
+        prompts: the table of prompts that the batches point into.
+        token_id: the identifier's row of the embedding table.
+        batches: (start, rank, world) -> the micro-batches of this process from number `start`.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        recipe: Recipe,
+        prompts: list[str],
+        token_id: int,
+        batches: Callable[[int, int, int], Batches],
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.schedule = components.schedule
+        self.unet = components.unet
+        self.text_encoder = components.text_encoder
+        self._batches = batches
+        self.grad_norm = torch.zeros(())
+        """Of the last optimizer step, before clipping."""
+        self.register_buffer("prompt_ids", tokenize(components, prompts), persistent=False)
+        self.register_buffer("prompt_embeddings", None, persistent=False)
+        self.strict_loading = False  # checkpoints hold what is trained
+        self._choose_trained(token_id)
+
+    def _choose_trained(self, token_id: int) -> None:
+        recipe = self.recipe
+        self.unet.train(recipe.train_unet).requires_grad_(recipe.train_unet)
+        self.text_encoder.train(recipe.train_text_encoder).requires_grad_(recipe.train_text_encoder)
+        if recipe.train_token_embedding:
+            table = self.text_encoder.get_input_embeddings().weight.requires_grad_(True)
+            row = torch.zeros(len(table), 1)
+            row[token_id] = 1
+            # A row without gradient has zero Adam moments; with no weight decay (below) it never moves.
+            table.register_hook(lambda gradient: gradient * row.to(gradient))
+
+    @property
+    def text_is_trained(self) -> bool:
+        """Whether the recipe lets the text encoder, or a token of it, move at all."""
+        return self.recipe.train_text_encoder or self.recipe.train_token_embedding
+
+    def on_fit_start(self) -> None:
+        if not self.text_is_trained:
+            with torch.no_grad():
+                self.prompt_embeddings = self.text_encoder(self.prompt_ids).last_hidden_state
+
+    def train_dataloader(self) -> Batches:
+        trainer = self.trainer
+        start = trainer.global_step * self.recipe.accumulate
+        return self._batches(start, trainer.global_rank, trainer.world_size)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """The loss of one micro-batch, both halves in one call of the U-Net, and each half's own loss."""
+        noisy = add_noise(self.schedule, batch.latents, batch.noise, batch.timesteps)
+        target = prediction_target(self.schedule, batch.latents, batch.noise, batch.timesteps)
+        prediction = self.unet(noisy, batch.timesteps, self._text(batch.prompts)).sample
+        count = batch.instances
+        gamma = self.recipe.snr_gamma
+        weights = None if gamma is None else snr_weights(self.schedule, batch.timesteps[:count], gamma)
+        instance = per_sample_loss(prediction[:count], target[:count], weights, batch.masks)
+        prior = per_sample_loss(prediction[count:], target[count:]) if len(prediction) > count else None
+        loss, loss_instance, loss_prior = dreambooth_loss(instance, prior, self.recipe.prior_weight)
+        return {"loss": loss, "loss_instance": loss_instance.detach(), "loss_prior": loss_prior.detach()}
+
+    def _text(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Embeddings [B, L, D] of rows `prompts` of the table, each different prompt encoded once."""
+        if self.prompt_embeddings is not None:
+            return self.prompt_embeddings[prompts]
+        used, place = prompts.unique(return_inverse=True)
+        with torch.set_grad_enabled(self.recipe.text_trains_at(self.global_step)):
+            return self.text_encoder(self.prompt_ids[used]).last_hidden_state[place]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        recipe = self.recipe
+        groups = []
+        if recipe.train_unet:
+            groups.append(
+                {"params": list(self.unet.parameters()), "lr": recipe.learning_rate, "name": "unet"}
+            )
+        if self.text_is_trained:
+            params = [p for p in self.text_encoder.parameters() if p.requires_grad]
+            decay = 0.0 if recipe.train_token_embedding else recipe.weight_decay
+            groups.append(
+                {"params": params, "lr": recipe.text_learning_rate, "weight_decay": decay, "name": "text"}
+            )
+        # GradScaler cannot unscale for clipping what a fused optimizer would unscale itself.
+        fused = recipe.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(recipe, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        limit = self.recipe.clip_norm or math.inf
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout, where a model has some, is the same after a resume and differs between ranks.
+        torch.manual_seed(_mixed(self.recipe.seed, batch_idx, self.global_rank))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+
+def rate_factor(recipe: Recipe, step: int) -> float:
+    """The part in [0, 1] of the highest learning rate that optimizer step `step` (from 0) is taken with."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / (recipe.warmup_steps + 1)
+    progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    falls = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    return max(0.0, falls[recipe.lr_schedule])
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed in [0, 2^63) for a tuple of integers."""
+    return hash(numbers) & (2**63 - 1)

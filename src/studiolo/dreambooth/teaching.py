@@ -1,0 +1,264 @@
+"""One run: the class images, the examples, the Lightning trainer, the exported model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+import studiolo
+from studiolo.diffusion.components import Components
+from studiolo.dreambooth.batches import Batches, Half
+from studiolo.dreambooth.callbacks import MovingAverage, PreviewPainter, Recorder, evaluating
+from studiolo.dreambooth.checkpoint import Checkpoints, Interrupted, Interruption, WholeFiles
+from studiolo.dreambooth.examples import ExampleSet, LatentEncoder
+from studiolo.dreambooth.identifier import take_identifier
+from studiolo.dreambooth.personalize import Personalization
+from studiolo.dreambooth.prior import ClassExamples, ClassImageMaker, ClassImageSet
+from studiolo.dreambooth.progress import Display
+from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.run import Run, describe_images
+from studiolo.dreambooth.subject import Subject
+from studiolo.dreambooth.trackers import Tracker, open_trackers
+from studiolo.dreambooth.transforms import Transform
+from studiolo.errors import StudioloError
+from studiolo.formats.diffusers_folder import load_components, save_components
+from studiolo.models.registry import CARD_FILE, ModelRef
+from studiolo.store.files import atomic_dir
+from studiolo.store.paths import cache_dir
+
+
+@dataclass
+class Teaching:
+    """A run whose parts are loaded and checked: `fit`, then `export`.
+
+    `recipe` is resolved: class noun, identifier and resolution are set. `components` is the base; `fit`
+    trains it in place.
+    """
+
+    recipe: Recipe
+    run: Run
+    display: Display
+    base: ModelRef
+    components: Components
+    subject: Subject
+    facts: dict[str, Any] = field(init=False)
+    """What the run is made from: the core of run.json and of the model's card."""
+
+    def __post_init__(self) -> None:
+        self.facts = {
+            "name": self.recipe.name,
+            "class_noun": self.recipe.class_noun,
+            "identifier": self.recipe.identifier,
+            "base": {"name": self.base.name, "fingerprint": self.components.fingerprint()},
+            "instance_prompt": self.recipe.instance_caption("[V]"),
+            "class_prompt": self.recipe.class_caption(0),
+            "data": {"images": describe_images(self.subject)},
+            "recipe": self.recipe.model_dump(mode="json"),
+            "studiolo_version": studiolo.__version__,
+        }
+
+    @property
+    def _identifier(self) -> str:
+        assert self.recipe.identifier is not None
+        return self.recipe.identifier
+
+    @cached_property
+    def _interruption(self) -> Interruption:
+        return Interruption()
+
+    @cached_property
+    def _average(self) -> MovingAverage | None:
+        return MovingAverage(self.recipe.ema_decay) if self.recipe.ema_decay else None
+
+    def fit(self) -> None:
+        """Trains from the newest checkpoint, or from the start, to the last step.
+
+        Raises:
+            Interrupted: a signal ended it early, all steps saved.
+        """
+        checkpoint = self.run.newest_checkpoint
+        with ExitStack() as stack:
+            self.trainer = self._make_trainer(self._open_trackers(stack, checkpoint))
+            self.components.to(self.trainer.strategy.root_device)
+            maker = self._start_class_images(stack)
+            token_id = take_identifier(
+                self.components, self._identifier, self.recipe.class_noun or ""
+            ).token_id
+            self.module = self._make_module(maker, token_id)
+            try:
+                with _quiet(), torch.random.fork_rng():
+                    self.trainer.fit(self.module, ckpt_path=checkpoint, weights_only=True)
+            except Interrupted as error:
+                raise self._told(error.signum) from None
+        if self._interruption.signum and self.trainer.global_step < self.recipe.steps:
+            raise self._told(self._interruption.signum)
+
+    def export(self) -> None:
+        """Writes the taught model, with its card, to the run's model/ folder: whole, or not at all."""
+        with atomic_dir(self.run.model) as folder, evaluating(self.module, self._average):
+            self.components.to("cpu")
+            save_components(self.components, folder, dtype=getattr(torch, self.recipe.weights_dtype))
+            card = self.facts | {"fingerprint": load_components(folder).fingerprint()}
+            (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+    def wait_for_all(self) -> None:
+        """Returns when every process of the training is here."""
+        self.trainer.strategy.barrier("exported")
+
+    def _open_trackers(self, stack: ExitStack, checkpoint: Path | None) -> list[Tracker]:
+        if rank_zero_only.rank != 0:
+            return []
+        done = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+        trackers = open_trackers(self.recipe, self.run.folder, done)
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        return trackers
+
+    def _make_trainer(self, trackers: list[Tracker]) -> pl.Trainer:
+        recipe, run = self.recipe, self.run
+        callbacks: list[pl.Callback] = [self._interruption]
+        if self._average:
+            callbacks.append(self._average)
+        callbacks.append(Recorder(recipe, run.metrics, trackers, self.display))
+        if recipe.previews.every:
+            painter = PreviewPainter(
+                recipe, self.components, self._identifier, run.previews, trackers, self._average
+            )
+            callbacks.append(painter)
+        # Last, so that a checkpoint holds what the others did in its step.
+        callbacks.append(
+            Checkpoints(run.checkpoints, recipe.checkpoint_every, recipe.keep_checkpoints, self._interruption)
+        )
+        return make_trainer(recipe, run.folder, callbacks)
+
+    def _start_class_images(self, stack: ExitStack) -> ClassImageMaker | None:
+        if not self.recipe.prior_weight:
+            return None
+        count = self.recipe.class_images.count
+        images = ClassImageSet(
+            self.recipe, self.facts["base"]["fingerprint"], self._size, cache_dir("class-images")
+        )
+        self.display.begin("class images", count)
+        maker = ClassImageMaker(
+            images,
+            self.components,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            on_picture=lambda done: self.display.advance("class images", done),
+        )
+        return stack.enter_context(maker)
+
+    @property
+    def _size(self) -> int:
+        assert self.recipe.resolution is not None
+        return self.recipe.resolution
+
+    def _make_module(self, maker: ClassImageMaker | None, token_id: int) -> Personalization:
+        recipe, images = self.recipe, self.subject.images
+        captions = [recipe.instance_caption(self._identifier, image.caption) for image in images]
+        class_captions = [recipe.class_caption(i) for i in range(len(recipe.class_prompts))] if maker else []
+        prompts = list(dict.fromkeys(captions + class_captions))
+        rows = torch.tensor([prompts.index(caption) for caption in captions + class_captions])
+        instance = Half("instance", self._encode_images(), recipe.batch_size, rows[: len(captions)])
+        prior = None
+        if maker is not None:
+            encoder = LatentEncoder(self.components, Transform(self._size, flip=False))
+            examples = ClassExamples(maker, encoder, self._interruption.raise_if_asked)
+            size = recipe.class_batch_size or recipe.batch_size
+            prior = Half("class", examples, size, rows[len(captions) :])
+        levels = self.components.schedule.num_steps
+
+        def batches(start: int, rank: int, world: int) -> Batches:
+            return Batches(recipe, instance, prior, levels, start=start, rank=rank, world=world)
+
+        return Personalization(self.components, recipe, prompts, token_id, batches)
+
+    def _encode_images(self) -> ExampleSet:
+        recipe, images = self.recipe, self.subject.images
+        transform = Transform(
+            self._size,
+            crop=recipe.crop,
+            flip=recipe.flip,
+            crop_variants=recipe.crop_variants,
+            seed=recipe.seed,
+        )
+        encoder = LatentEncoder(self.components, transform, cache_dir("latents"))
+        return encoder.encode([i.image for i in images], [i.mask for i in images])
+
+    def _told(self, signum: int) -> Interrupted:
+        newest = self.run.newest_checkpoint
+        saved = f"saved up to {newest.stem.replace('-', ' ')}" if newest else "before the first checkpoint"
+        return Interrupted(
+            signum,
+            between_steps=True,
+            where=f"{self.run.folder} ({saved})",
+            remedy=f"Go on: studiolo train --resume {self.run.folder}",
+        )
+
+
+def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """The Lightning trainer of a recipe: one epoch of `steps` optimizer steps.
+
+    Raises StudioloError for an accelerator, precision or number of devices that this machine does not have.
+    """
+    if recipe.precision == "16-mixed" and not torch.cuda.is_available():
+        raise StudioloError(
+            "16-mixed arithmetic needs a GPU", where="precision", remedy="Use bf16-mixed or 32-true."
+        )
+    strategy: Any = recipe.strategy
+    if recipe.devices * recipe.num_nodes > 1:
+        # After its stop step the text encoder takes no part in the backward pass.
+        strategy = DDPStrategy(find_unused_parameters=recipe.text_encoder_stop_step is not None)
+    try:
+        with _quiet():
+            return pl.Trainer(
+                accelerator=recipe.accelerator,
+                devices=recipe.devices,
+                num_nodes=recipe.num_nodes,
+                strategy=strategy,
+                precision=recipe.precision,
+                max_epochs=1,
+                max_steps=recipe.steps,
+                accumulate_grad_batches=recipe.accumulate,
+                callbacks=callbacks,
+                plugins=[WholeFiles()],
+                default_root_dir=folder,
+                use_distributed_sampler=False,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise StudioloError(
+            f"this machine cannot train so: {error}", where="accelerator, devices, strategy or precision"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what Lightning says of loaders, loggers and modes: all of that is meant here."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
