@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from studiolo.errors import StudioloError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF")  # MPO: JPEGs of phones with a second picture
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 UNREADABLE_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef"}
@@ -49,8 +50,16 @@ def read_bytes(path: Path) -> bytes:
 
 def decode(data: bytes, where: object) -> tuple[Image.Image, list[str]]:
     """The first picture in `data` as RGB, and notes. Raises StudioloError (with `where`) if there is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damaged tags, which are of no use here
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return _decode(data, where)
+
+
+def _decode(data: bytes, where: object) -> tuple[Image.Image, list[str]]:
     picture = _open(data, where)
     notes = []
+    # MPO: the JPEG of a phone with a second picture inside, a depth map or a preview.
     if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
         notes.append(f"holds {frames} frames; the first is used")
     try:
@@ -133,7 +142,7 @@ def _open(data: bytes, where: object) -> Image.Image:
             where=where,
             remedy="PNG, JPEG, WebP, GIF, BMP and TIFF are read; take other files out.",
         ) from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels("too many", where) from None
     except Exception as error:
         raise StudioloError(f"damaged ({error})", where=where, remedy="Copy it again.") from None

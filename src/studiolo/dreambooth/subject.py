@@ -25,9 +25,9 @@ from studiolo.errors import StudioloError
 from studiolo.store.files import sha256_bytes
 
 MANY = 30
-SAME = (
-    4.0  # root mean square of 8-bit levels over 32x32 thumbnails: below it is the same picture, saved again
-)
+SAME = 6.0
+"""Root mean square difference of 16x16 thumbnails, in 8-bit levels, below which two are the same picture saved
+again: photographs saved much smaller at JPEG quality 30 differ by about 6, different ones by 20 and more."""
 
 Source = str | Path | Image.Image
 
@@ -37,7 +37,7 @@ class InstanceImage:
     """One image of the subject.
 
     Attributes:
-        name: of the file, or "image 3" for the third of images that came without files.
+        name: of the file, or "image 3" if the third source is a PIL image.
         path: of the file, or None.
         sha256: of the file's bytes (of the pixels, without a file).
         image: upright RGB, its short side at most twice the model's.
@@ -139,7 +139,9 @@ def _collect(sources: Iterable[Source], captions: str | None) -> tuple[list[Path
         elif (path := Path(source).expanduser()).is_dir():
             images, others = _list_folder(path, captions)
             found += images
-            notes += [f"{other}: not an image, ignored" for other in others]
+            notes += [
+                f"{o.name}: {'a folder, not read' if o.is_dir() else 'no image, ignored'}" for o in others
+            ]
         elif path.is_symlink() or path.exists():
             found.append(path)
         else:
@@ -147,9 +149,8 @@ def _collect(sources: Iterable[Source], captions: str | None) -> tuple[list[Path
     return found, notes
 
 
-def _list_folder(folder: Path, captions: str | None) -> tuple[list[Path], list[str]]:
-    """Images in `folder`, and the names of what else is there; masks and captions that belong to an image are
-    neither."""
+def _list_folder(folder: Path, captions: str | None) -> tuple[list[Path], list[Path]]:
+    """Images in `folder`, and what else is there; masks and captions of an image are neither."""
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
@@ -163,7 +164,7 @@ def _list_folder(folder: Path, captions: str | None) -> tuple[list[Path], list[s
     if captions == "sidecar":
         sidecars |= {f for f in visible if f.suffix == ".txt" and f.stem in stems}
     images = [f for f in images if f not in sidecars]
-    return images, [f.name for f in files if f not in sidecars and f not in set(images)]
+    return images, [f for f in files if f not in sidecars and f not in images]
 
 
 def _load_all(
@@ -226,7 +227,7 @@ def _load(
 
 
 def _thumbnail(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
+    return np.asarray(image.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
 
 
 def _twin(
