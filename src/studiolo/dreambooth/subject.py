@@ -26,7 +26,7 @@ from studiolo.store.files import sha256_bytes
 
 MANY = 30
 SAME = 6.0
-"""Root mean square difference of 16x16 thumbnails, in 8-bit levels, below which two are the same picture saved
+"""Root mean square difference of 16x16 thumbnails, in 8-bit levels, below which two are one picture saved
 again: photographs saved much smaller at JPEG quality 30 differ by about 6, different ones by 20 and more."""
 
 Source = str | Path | Image.Image
