@@ -101,7 +101,9 @@ def test_cut_off(folder):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "gif"])
 def test_no_damage_escapes(tmp_path, suffix):
     """Random bytes written over a file, or its end cut away: it loads or is refused by name, nothing else."""
-    noise(1, (70, 70)).save(tmp_path / f"whole.{suffix}")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise(1, (70, 70)).save(tmp_path / f"whole.{suffix}", exif=exif)
     whole = (tmp_path / f"whole.{suffix}").read_bytes()
     rng = np.random.default_rng(0)
     path = tmp_path / f"damaged.{suffix}"
@@ -296,8 +298,8 @@ def test_other_files_are_ignored_with_a_note(folder):
     subject = load(folder)
     assert len(subject.images) == 3
     assert subject.notes == [
-        ".hidden.png: no image, ignored",
-        "notes.md: no image, ignored",
+        ".hidden.png: ignored",
+        "notes.md: ignored",
         "raw: a folder, not read",
     ]
 
@@ -313,6 +315,7 @@ def test_nothing_there(tmp_path):
     refusal(tmp_path, "broken.png", "leads nowhere")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     refusal(tmp_path, "pipe.png", "Check the path")
@@ -324,6 +327,15 @@ def test_unreadable(folder, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     refusal(folder / "good0.png", "good0.png", "Permission denied", "permissions")
+
+
+@pytest.mark.parametrize("method", ["iterdir", "is_dir"])
+def test_a_folder_out_of_reach(folder, monkeypatch, method):
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, method, denied)
+    refusal(folder, str(folder), "Permission denied", "permissions")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -396,6 +408,14 @@ def test_empty_mask(folder):
     refusal(folder, "good0.mask.png", "empty mask", "white")
 
 
+def test_a_mask_that_vanishes_at_the_size_of_the_model(tmp_path):
+    noise(0, (1600, 1280)).save(tmp_path / "a.png")
+    mask = Image.new("L", (1600, 1280))
+    mask.paste(255, (800, 600, 802, 602))
+    mask.save(tmp_path / "a.mask.png")
+    refusal(tmp_path, "a.mask.png", "empty mask", "white")
+
+
 def test_masks_shrink_with_their_images(tmp_path):
     noise(0, (400, 320)).save(tmp_path / "a.png")
     mask = Image.new("L", (400, 320))
@@ -420,7 +440,7 @@ def test_captions_in_files(folder):
 
 def test_captions_that_were_not_asked_for_are_mentioned(folder):
     (folder / "good0.txt").write_text("a photo of [V] fox")
-    assert load(folder).notes == ["good0.txt: no image, ignored"]
+    assert load(folder).notes == ["good0.txt: ignored"]
 
 
 @pytest.mark.parametrize(

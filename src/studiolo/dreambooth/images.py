@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,15 @@ MAX_BYTES = 100 * 2**20
 MAX_PIXELS = 80_000_000
 MAX_ASPECT = 4
 
-_RESAVE = "Save it again as PNG or JPEG, or take it out."
 _ORIENTATION = 0x0112  # EXIF tag
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What lies in `folder`, in the order of names. Raises StudioloError if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise out_of_reach(error, folder) from None
 
 
 def read_bytes(path: Path) -> bytes:
@@ -40,9 +49,7 @@ def read_bytes(path: Path) -> bytes:
             )
         data = path.read_bytes()
     except OSError as error:
-        raise StudioloError(
-            f"cannot be read: {error.strerror or error}", where=path, remedy="Check its permissions."
-        ) from None
+        raise out_of_reach(error, path) from None
     if not data:
         raise StudioloError("an empty file", where=path, remedy="Copy it again, or take it out.")
     return data
@@ -50,48 +57,44 @@ def read_bytes(path: Path) -> bytes:
 
 def decode(data: bytes, where: object) -> tuple[Image.Image, list[str]]:
     """The first picture in `data` as RGB, and notes. Raises StudioloError (with `where`) if there is none."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damaged tags, which are of no use here
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _decode(data, where)
-
-
-def _decode(data: bytes, where: object) -> tuple[Image.Image, list[str]]:
-    picture = _open(data, where)
-    notes = []
-    # MPO: the JPEG of a phone with a second picture inside, a depth map or a preview.
-    if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
-        notes.append(f"holds {frames} frames; the first is used")
-    try:
-        picture.load()
-    # Decoders of damaged files raise nearly everything: OSError, SyntaxError, ValueError, struct.error, ...
-    except Exception as error:
-        raise StudioloError(f"cut off or damaged ({error})", where=where, remedy="Copy it again.") from None
-    image, more = to_rgb(picture, where)
-    return image, notes + more
+    if data[4:8] == b"ftyp" and data[8:12] in {b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif"}:
+        raise StudioloError(
+            "HEIC and AVIF images are not read", where=where, remedy="Export it as JPEG or PNG."
+        )
+    with _refusing_damage(where):
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+        if picture.width * picture.height > MAX_PIXELS:
+            raise _too_many_pixels(f"{picture.width}x{picture.height}", where)
+        notes = []
+        # MPO: the JPEG of a phone with a second picture inside, a depth map or a preview.
+        if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
+            notes.append(f"holds {frames} frames; the first is used")
+        picture.seek(0)
+        image, more = to_rgb(picture, where)
+        return image, notes + more
 
 
 def to_rgb(picture: Image.Image, where: object) -> tuple[Image.Image, list[str]]:
-    """An upright RGB copy of a decoded picture of any mode, and notes on what was changed."""
+    """An upright RGB copy of a picture of any mode, and notes on what was changed."""
     notes = []
-    if picture.getexif().get(_ORIENTATION, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-        notes.append("turned upright as its EXIF data say")
-    if picture.mode == "CMYK":
-        notes.append("converted from CMYK; check its colours")
-    if picture.mode.startswith("I;16"):
-        # Pillow would clip at 255 what is meant to be scaled.
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
-        notes.append("reduced from 16 to 8 bits")
-    if picture.mode in ("I", "F"):
-        raise StudioloError("32-bit pixels without a known range", where=where, remedy=_RESAVE)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        if np.asarray(rgba.getchannel("A")).min() < 255:
-            notes.append("laid on white where it is transparent")
-    else:
-        image = picture.convert("RGB")
+    with _refusing_damage(where):
+        picture.load()
+        if picture.getexif().get(_ORIENTATION, 1) != 1:
+            picture = ImageOps.exif_transpose(picture)
+            notes.append("turned upright as its EXIF data say")
+        if picture.mode == "CMYK":
+            notes.append("converted from CMYK; check its colours")
+        if picture.mode.startswith("I;16"):
+            # Pillow would clip at 255 what is meant to be scaled.
+            picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+            notes.append("reduced from 16 to 8 bits")
+        if picture.mode in ("I", "F"):
+            raise StudioloError(
+                "32-bit pixels without a known range", where=where, remedy="Save it again as PNG or JPEG."
+            )
+        image, transparent = _on_white(picture)
+    if transparent:
+        notes.append("laid on white where it is transparent")
     if _is_grey(image):
         notes.append("grey-scale; the subject is learned without colour from it")
     return image, notes
@@ -128,14 +131,17 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _open(data: bytes, where: object) -> Image.Image:
-    """Reads the header only: nothing is decoded before the number of pixels is known."""
-    if data[4:8] == b"ftyp" and data[8:12] in {b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif"}:
-        raise StudioloError(
-            "HEIC and AVIF images are not read", where=where, remedy="Export it as JPEG or PNG."
-        )
+@contextmanager
+def _refusing_damage(where: object) -> Iterator[None]:
+    """Turns what decoders raise into a refusal of `where`: on damaged data that is nearly everything, from
+    OSError and SyntaxError to struct.error."""
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged tags, which are of no use here
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    except StudioloError:
+        raise
     except UnidentifiedImageError:
         raise StudioloError(
             "not an image, or cut off at the start",
@@ -145,10 +151,13 @@ def _open(data: bytes, where: object) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels("too many", where) from None
     except Exception as error:
-        raise StudioloError(f"damaged ({error})", where=where, remedy="Copy it again.") from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise _too_many_pixels(f"{picture.width}x{picture.height}", where)
-    return picture
+        raise StudioloError(f"cut off or damaged ({error})", where=where, remedy="Copy it again.") from None
+
+
+def out_of_reach(error: OSError, path: Path) -> StudioloError:
+    return StudioloError(
+        f"cannot be read: {error.strerror or error}", where=path, remedy="Check its permissions."
+    )
 
 
 def _too_many_pixels(size: str, where: object) -> StudioloError:
@@ -162,3 +171,12 @@ def _too_many_pixels(size: str, where: object) -> StudioloError:
 def _is_grey(image: Image.Image) -> bool:
     red, green, blue = image.split()
     return not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(green, blue).getbbox())
+
+
+def _on_white(picture: Image.Image) -> tuple[Image.Image, bool]:
+    """`picture` as RGB, laid on white, and whether any of it was transparent."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB"), False
+    rgba = picture.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image, bool(np.asarray(rgba.getchannel("A")).min() < 255)

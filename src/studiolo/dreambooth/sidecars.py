@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from studiolo.dreambooth.images import SUFFIXES, decode, read_bytes
+from studiolo.dreambooth.images import SUFFIXES, decode, list_folder, read_bytes
 from studiolo.errors import StudioloError
 
 _MASK_NAME = re.compile(r"(.+)[.\-_]mask", re.IGNORECASE)
@@ -23,10 +23,7 @@ def mask_owner(path: Path) -> str | None:
 
 def find_mask(image: Path, folder: Path | None) -> Path | None:
     """The mask of `image` in `folder` (NAME.*), or beside it (NAME.mask.*) when `folder` is None."""
-    if folder is not None and not folder.is_dir():
-        raise StudioloError("there is no such folder of masks", where=folder, remedy="Check the path.")
-    candidates = sorted((folder or image.parent).iterdir())
-    for file in candidates:
+    for file in list_folder(folder or image.parent):
         if file.suffix.lower() in SUFFIXES:
             owners = {mask_owner(file), file.stem} if folder is not None else {mask_owner(file)}
             if image.stem in owners and file != image:
@@ -34,8 +31,13 @@ def find_mask(image: Path, folder: Path | None) -> Path | None:
     return None
 
 
-def read_mask(path: Path | None, size: tuple[int, int]) -> tuple[Image.Image | None, list[str]]:
-    """The mask (mode L, white = subject) for an image of `size`, and notes; None if `path` is None."""
+def read_mask(
+    path: Path | None, size: tuple[int, int], small: tuple[int, int]
+) -> tuple[Image.Image | None, list[str]]:
+    """The mask (mode L, white = subject) of an image of `size`, scaled to `small`, and notes.
+
+    It is None if `path` is None.
+    """
     if path is None:
         return None, []
     colour, _ = decode(read_bytes(path), path)
@@ -46,10 +48,11 @@ def read_mask(path: Path | None, size: tuple[int, int]) -> tuple[Image.Image | N
             where=path,
             remedy="Make it of the image's size, as it is seen upright.",
         )
+    mask = mask.resize(small, Image.Resampling.BOX)
     white = np.asarray(mask) >= 128
     if not white.any():
         raise StudioloError(
-            "an empty mask: nothing in it is white", where=path, remedy="Paint the subject white."
+            "an empty mask: too little of it is white", where=path, remedy="Paint the subject white."
         )
     return mask, [f"mask {path.name} used" if not white.all() else f"mask {path.name} covers the whole image"]
 
@@ -62,10 +65,6 @@ def read_caption(image: Path, source: str | None, noun: str) -> tuple[str | None
         return _with_identifier(re.sub(r"[_\s]+", " ", text).strip(), noun, image)
     if source is None:
         return None, []
-    if source != "sidecar":
-        raise StudioloError(
-            f"{source!r} is no source of captions", where="captions", remedy="sidecar or filename"
-        )
     file = image.with_suffix(".txt")
     if not file.exists():
         return None, [f"has no {file.name}: captioned by the recipe"]

@@ -6,21 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
-from studiolo.dreambooth.images import (
-    SUFFIXES,
-    UNREADABLE_SUFFIXES,
-    check_shape,
-    decode,
-    read_bytes,
-    shrink,
-    to_rgb,
-)
-from studiolo.dreambooth.sidecars import find_mask, mask_owner, read_caption, read_mask
+from studiolo.dreambooth.images import check_shape, decode, read_bytes, shrink, to_rgb
+from studiolo.dreambooth.sidecars import find_mask, read_caption, read_mask
+from studiolo.dreambooth.sources import Source, find_images
 from studiolo.errors import StudioloError
 from studiolo.store.files import sha256_bytes
 
@@ -29,7 +22,7 @@ SAME = 6.0
 """Root mean square difference of 16x16 thumbnails, in 8-bit levels, below which two are one picture saved
 again: photographs saved much smaller at JPEG quality 30 differ by about 6, different ones by 20 and more."""
 
-Source = str | Path | Image.Image
+Captions = Literal["sidecar", "filename"]
 
 
 @dataclass(frozen=True)
@@ -69,47 +62,35 @@ def load_subject(
     min_size: int,
     max_images: int = 200,
     masks: str | Path | None = None,
-    captions: Literal["sidecar", "filename"] | None = None,
+    captions: Captions | None = None,
 ) -> Subject:
     """Reads and checks the images of a subject.
 
     Args:
         sources: folders, image files or PIL images, one or several. Subfolders are not read.
         class_noun: what the subject is in the words of the base model: "fox", "coffee mug".
-        min_size: side of the model's images in pixels. Smaller images are used with a note, refused below
-        half. max_images: more are refused; a subject is learned from 3 to 10. masks: folder of masks
-        named as the images. Without it, `NAME.mask.png`, `NAME-mask.png` and
-            `NAME_mask.png` beside `NAME.jpg` are taken.
-        captions: "sidecar" reads `NAME.txt` beside the image, "filename" takes the name; None uses neither.
+        min_size: side of the model's images, in pixels; smaller ones get a note, below half they are refused.
+        max_images: more are refused; a subject is learned from 3 to 10.
+        masks: folder of masks named as the images; without it, `NAME.mask.png` beside `NAME.jpg` is taken.
+        captions: "sidecar" reads `NAME.txt` beside the image, "filename" the name itself; None neither.
 
     Raises:
         StudioloError: naming every file that was refused, why, and what to do.
     """
     noun, notes = check_class_noun(class_noun)
+    if captions is not None and captions not in get_args(Captions):
+        raise StudioloError(
+            f"{captions!r} is no source of captions", where="captions", remedy="Use sidecar or filename."
+        )
+    if masks is not None and not Path(masks).is_dir():
+        raise StudioloError("there is no such folder of masks", where=masks, remedy="Check the path.")
     sources = [sources] if isinstance(sources, str | Path | Image.Image) else list(sources)
-    found, ignored = _collect(sources, captions)
-    notes += ignored
-    if not found:
-        raise StudioloError(
-            "no images there",
-            where=", ".join(str(s) for s in sources if not isinstance(s, Image.Image)) or "images",
-            remedy="Put 3 to 10 PNG, JPEG or WebP images of the subject there.",
-        )
-    if len(found) > max_images:
-        raise StudioloError(
-            f"{len(found)} images, more than the {max_images} that one subject may have",
-            where=found[0].parent if isinstance(found[0], Path) else "images",
-            remedy="Choose the 3 to 10 that show the subject best, from several sides.",
-        )
-    images, more = _load_all(found, noun, min_size, Path(masks) if masks else None, captions)
-    notes += more
-    if len(images) == 1:
-        notes.append(
-            "one image only: pose and background will be learned with the subject; 3 to 10 are better"
-        )
-    if len(images) > MANY:
-        notes.append(f"{len(images)} images: 3 to 10 usually suffice, and more need more steps")
-    return Subject(images, noun, notes)
+    found, ignored = find_images(sources, with_captions=captions == "sidecar")
+    named = ", ".join(str(s) for s in sources if not isinstance(s, Image.Image)) or "images"
+    _check_count(len(found), max_images, named)
+    preflight = _Preflight(noun, min_size, Path(masks) if masks else None, captions)
+    preflight.run(found)
+    return Subject(preflight.images, noun, notes + ignored + preflight.notes)
 
 
 def check_class_noun(text: str) -> tuple[str, list[str]]:
@@ -129,117 +110,89 @@ def check_class_noun(text: str) -> tuple[str, list[str]]:
     return noun, notes
 
 
-def _collect(sources: Iterable[Source], captions: str | None) -> tuple[list[Path | Image.Image], list[str]]:
-    """The image files (folders in the order of names) and pictures in `sources`; notes on other files."""
-    found: list[Path | Image.Image] = []
-    notes: list[str] = []
-    for source in sources:
-        if isinstance(source, Image.Image):
-            found.append(source)
-        elif (path := Path(source).expanduser()).is_dir():
-            images, others = _list_folder(path, captions)
-            found += images
-            notes += [
-                f"{o.name}: {'a folder, not read' if o.is_dir() else 'no image, ignored'}" for o in others
-            ]
-        elif path.is_symlink() or path.exists():
-            found.append(path)
-        else:
-            raise StudioloError("there is no such file or folder", where=path, remedy="Check the path.")
-    return found, notes
-
-
-def _list_folder(folder: Path, captions: str | None) -> tuple[list[Path], list[Path]]:
-    """Images in `folder`, and what else is there; masks and captions of an image are neither."""
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
+def _check_count(count: int, most: int, where: str) -> None:
+    if not count:
         raise StudioloError(
-            f"cannot be listed: {error.strerror}", where=folder, remedy="Check its permissions."
-        ) from None
-    visible = [f for f in files if not f.name.startswith(".") and not f.is_dir()]
-    images = [f for f in visible if f.suffix.lower() in SUFFIXES | UNREADABLE_SUFFIXES]
-    stems = {f.stem for f in images}
-    sidecars = {f for f in images if mask_owner(f) in stems}
-    if captions == "sidecar":
-        sidecars |= {f for f in visible if f.suffix == ".txt" and f.stem in stems}
-    images = [f for f in images if f not in sidecars]
-    return images, [f for f in files if f not in sidecars and f not in images]
-
-
-def _load_all(
-    found: list[Path | Image.Image], noun: str, min_size: int, masks: Path | None, captions: str | None
-) -> tuple[list[InstanceImage], list[str]]:
-    """Loads all, leaving out what was there before; raises once for everything that was refused."""
-    images: list[InstanceImage] = []
-    thumbnails: list[np.ndarray] = []
-    notes: list[str] = []
-    refused: list[StudioloError] = []
-    for number, source in enumerate(found, 1):
-        try:
-            image, remarks = _load(source, number, noun, min_size, masks, captions)
-        except StudioloError as error:
-            refused.append(error)
-            continue
-        notes += [f"{image.name}: {remark}" for remark in remarks]
-        thumbnail = _thumbnail(image.image)
-        if (twin := _twin(image, thumbnail, images, thumbnails)) is not None:
-            notes.append(f"{image.name}: left out, {twin}")
-            continue
-        images.append(image)
-        thumbnails.append(thumbnail)
-    _raise(refused)
-    if masks is not None and not any(image.mask for image in images):
-        raise StudioloError(
-            "holds no mask of any image", where=masks, remedy=f"Name masks as the images: {images[0].name}"
+            "no images there",
+            where=where,
+            remedy="Put 3 to 10 PNG, JPEG or WebP images of the subject there; subfolders are not read.",
         )
-    return images, notes
+    if count > most:
+        raise StudioloError(
+            f"{count} images, more than the {most} that one subject may have",
+            where=where,
+            remedy="Choose the 3 to 10 that show the subject best, from several sides.",
+        )
 
 
-def _load(
-    source: Path | Image.Image,
-    number: int,
-    noun: str,
-    min_size: int,
-    masks: Path | None,
-    captions: str | None,
-) -> tuple[InstanceImage, list[str]]:
-    if isinstance(source, Image.Image):
-        name, path = f"image {number}", None
-        image, notes = to_rgb(source, name)
-        sha256 = sha256_bytes(image.tobytes() + repr(image.size).encode())
-    else:
-        name, path = source.name, source
-        data = read_bytes(path)
-        image, notes = decode(data, path)
-        sha256 = sha256_bytes(data)
-    where = path or name
-    notes += check_shape(image.size, min_size, where)
-    if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
-        raise StudioloError("shows nothing: all its pixels are equal", where=where, remedy="Take it out.")
-    mask = caption = None
-    if path is not None:
-        mask, more = read_mask(find_mask(path, masks), image.size)
-        caption, words = read_caption(path, captions, noun)
-        notes += more + words
-    small = shrink(image, 2 * min_size)
-    return InstanceImage(name, path, sha256, small, mask and mask.resize(small.size), caption), notes
+@dataclass
+class _Preflight:
+    """The check of a set of images: `run` fills `images` and `notes`."""
 
+    noun: str
+    min_size: int
+    masks: Path | None
+    captions: Captions | None
+    images: list[InstanceImage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _thumbnails: list[np.ndarray] = field(default_factory=list)
 
-def _thumbnail(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+    def run(self, found: Iterable[Path | Image.Image]) -> None:
+        """Raises once, after all were read, for everything that was refused."""
+        refused: list[StudioloError] = []
+        for number, source in enumerate(found, 1):
+            try:
+                self._take(*self._load(source, number))
+            except StudioloError as error:
+                refused.append(error)
+        _raise(refused)
+        if self.masks is not None and not any(image.mask for image in self.images):
+            raise StudioloError(
+                "holds no mask of any image",
+                where=self.masks,
+                remedy=f"Name the masks as the images: {self.images[0].name}",
+            )
+        if len(self.images) == 1:
+            self.notes.append(
+                "one image only: its pose and background become part of the subject; use 3 to 10"
+            )
+        if len(self.images) > MANY:
+            self.notes.append(f"{len(self.images)} images: 3 to 10 usually suffice; more need more steps")
 
+    def _load(self, source: Path | Image.Image, number: int) -> tuple[InstanceImage, list[str]]:
+        """One checked image and remarks about it."""
+        if isinstance(source, Image.Image):
+            path, where = None, f"image {number}"
+            image, remarks = to_rgb(source, where)
+            sha256 = sha256_bytes(image.tobytes() + repr(image.size).encode())
+        else:
+            path, where = source, str(source)
+            data = read_bytes(path)
+            image, remarks = decode(data, path)
+            sha256 = sha256_bytes(data)
+        remarks += check_shape(image.size, self.min_size, where)
+        if not np.ptp(np.asarray(image), axis=(0, 1)).any():
+            raise StudioloError("shows nothing: all its pixels are equal", where=where, remedy="Take it out.")
+        small = shrink(image, 2 * self.min_size)
+        mask = caption = None
+        if path is not None:
+            mask, on_mask = read_mask(find_mask(path, self.masks), image.size, small.size)
+            caption, on_caption = read_caption(path, self.captions, self.noun)
+            remarks += on_mask + on_caption
+        return InstanceImage(path.name if path else where, path, sha256, small, mask, caption), remarks
 
-def _twin(
-    image: InstanceImage, thumbnail: np.ndarray, images: list[InstanceImage], thumbnails: list[np.ndarray]
-) -> str | None:
-    """Why `image` adds nothing to `images`, or None if it does."""
-    for other, seen in zip(images, thumbnails, strict=True):
-        if other.sha256 == image.sha256:
-            return f"the same file as {other.name}"
-        if np.sqrt(np.mean((seen - thumbnail) ** 2)) < SAME:
-            return f"nearly the same picture as {other.name}"
-    return None
+    def _take(self, image: InstanceImage, remarks: list[str]) -> None:
+        """Keeps an image unless it is there already."""
+        thumbnail = np.asarray(image.image.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+        for other, seen in zip(self.images, self._thumbnails, strict=True):
+            same_file = other.sha256 == image.sha256
+            if same_file or np.sqrt(np.mean((seen - thumbnail) ** 2)) < SAME:
+                what = "the same file" if same_file else "nearly the same picture"
+                self.notes.append(f"{image.name}: left out, {what} as {other.name}")
+                return
+        self.images.append(image)
+        self._thumbnails.append(thumbnail)
+        self.notes += [f"{image.name}: {remark}" for remark in remarks]
 
 
 def _raise(refused: list[StudioloError]) -> None:
@@ -247,5 +200,5 @@ def _raise(refused: list[StudioloError]) -> None:
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        listed = "".join(f"\n- {error}" for error in refused)
+        listed = "".join("\n- " + str(error).replace("\n", "\n  ") for error in refused)
         raise StudioloError(f"{len(refused)} images cannot be used:{listed}")
