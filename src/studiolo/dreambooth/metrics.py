@@ -7,7 +7,7 @@ import io
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def _rows(path: Path) -> list[list[str]]:
     ]
 
 
-def _text(rows: list[list[object]]) -> str:
+def _text(rows: Sequence[Sequence[object]]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import tokenize
@@ -51,7 +52,9 @@ class Personalization(pl.LightningModule):
         self._batches = batches
         self.grad_norm = torch.zeros(())
         """Of the last optimizer step, before clipping."""
+        self.prompt_ids: torch.Tensor
         self.register_buffer("prompt_ids", tokenize(components, prompts), persistent=False)
+        self.prompt_embeddings: torch.Tensor | None
         self.register_buffer("prompt_embeddings", None, persistent=False)
         self.strict_loading = False  # checkpoints hold what is trained
         self._choose_trained(token_id)
@@ -103,7 +106,7 @@ class Personalization(pl.LightningModule):
         with torch.set_grad_enabled(self.recipe.text_trains_at(self.global_step)):
             return self.text_encoder(self.prompt_ids[used]).last_hidden_state[place]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
         groups = []
         if recipe.train_unet:

@@ -16,7 +16,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import studiolo
 from studiolo.diffusion.components import Components
@@ -29,7 +28,7 @@ from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.prior import ClassExamples, ClassImageMaker, ClassImageSet
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
-from studiolo.dreambooth.run import Run, describe_images
+from studiolo.dreambooth.run import Run, describe_images, first_process
 from studiolo.dreambooth.subject import Subject
 from studiolo.dreambooth.trackers import Tracker, open_trackers
 from studiolo.dreambooth.transforms import Transform
@@ -119,7 +118,7 @@ class Teaching:
         self.trainer.strategy.barrier("exported")
 
     def _open_trackers(self, stack: ExitStack, checkpoint: Path | None) -> list[Tracker]:
-        if rank_zero_only.rank != 0:
+        if not first_process():
             return []
         done = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
         trackers = open_trackers(self.recipe, self.run.folder, done)

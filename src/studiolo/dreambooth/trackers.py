@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,7 +53,10 @@ class WeightsAndBiases:
 
         folder.mkdir(parents=True, exist_ok=True)
         self._run: Any = wandb.init(
-            project=None, name=recipe.name, dir=str(folder), config=recipe.model_dump(mode="json")
+            project=os.environ.get("WANDB_PROJECT", "studiolo"),
+            name=recipe.name,
+            dir=str(folder),
+            config=recipe.model_dump(mode="json"),
         )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -64,7 +68,7 @@ class WeightsAndBiases:
         self._run.log({name: wandb.Image(picture)}, step=step)
 
     def close(self) -> None:
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def check_trackers(recipe: Recipe) -> None:

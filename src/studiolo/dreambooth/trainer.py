@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from studiolo.diffusion.components import Components
 from studiolo.drawing.model import ImageModel
+from studiolo.dreambooth.checkpoint import Interrupted
 from studiolo.dreambooth.identifier import find_identifier
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
-from studiolo.dreambooth.run import Run
+from studiolo.dreambooth.run import Run, first_process
 from studiolo.dreambooth.subject import load_subject
 from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trackers import check_trackers
@@ -24,6 +24,8 @@ from studiolo.formats.diffusers_folder import load_components
 from studiolo.models.registry import check_name, register, resolve
 from studiolo.store.files import atomic_path
 from studiolo.store.paths import runs_dir
+
+__all__ = ["Interrupted", "resume", "train"]
 
 Source = str | Path | Image.Image
 
@@ -68,12 +70,12 @@ def train(
     check_name(chosen.name or "", replace=replace)
     run = Run(Path(out or runs_dir() / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}").absolute())
     with display or Display() as shown:
-        if rank_zero_only.rank == 0:
+        if first_process():
             run.create()
             shown.note(f"run folder: {run.folder}")
         files = [_as_file(source, run.folder / "images", i) for i, source in enumerate(sources)]
         teaching = _prepare(chosen.with_values({"images": files}), run, shown)
-        if rank_zero_only.rank == 0:
+        if first_process():
             run.begin(teaching.recipe, teaching.facts)
         return _carry_out(teaching, replace)
 
@@ -151,7 +153,7 @@ def _find_identifier(components: Components, class_noun: str, display: Display) 
 def _carry_out(teaching: Teaching, replace: bool) -> ImageModel:
     teaching.fit()
     name = teaching.recipe.name or ""
-    if rank_zero_only.rank == 0:
+    if first_process():
         teaching.export()
         replace = replace or teaching.run.has_name(name)
         register(teaching.run.model, name, replace=replace)

@@ -1,0 +1,86 @@
+"""`studiolo train`: teach a subject, or go on with an interrupted run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from studiolo.errors import StudioloError
+
+Text = str | None
+Folder = Path | None
+
+
+def train(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Images of the subject, or folders of them: 3 to 10 suffice.", show_default=False
+        ),
+    ] = None,
+    class_noun: Annotated[
+        Text, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
+    ] = None,
+    name: Annotated[Text, typer.Option(metavar="NAME", help="A name for the taught model.")] = None,
+    base: Annotated[
+        Text,
+        typer.Option(metavar="MODEL", help="Start from this name, folder or hub id (studiolo-base)."),
+    ] = None,
+    recipe: Annotated[
+        Folder, typer.Option(metavar="FILE", help="Settings in YAML; options here stand above them.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="One setting: steps=200, class_images.count=32. Repeatable."
+        ),
+    ] = None,
+    identifier: Annotated[
+        Text, typer.Option(metavar="TOKEN", help="The word for the subject; else a rare one is found.")
+    ] = None,
+    out: Annotated[
+        Folder, typer.Option(metavar="DIR", help="The run folder; else a new one in the data folder.")
+    ] = None,
+    resume: Annotated[
+        Folder, typer.Option(metavar="RUN", help="Go on with this run, exactly where it was.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the name from a model that has it.")
+    ] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="Print all settings, explained, and leave.")
+    ] = False,
+) -> None:
+    """Teach a subject from a handful of images.
+
+    studiolo train photos/ --class fox --name my-fox
+
+    The run folder holds recipe.yaml (which repeats the run), metrics.csv, checkpoints/, previews/ and model/.
+
+    Ctrl-C and SIGTERM finish the step and save it; `--resume RUN` goes on as if nothing had happened, after
+    a crash from the last checkpoint.
+    """
+    from studiolo.dreambooth.recipe import Recipe
+
+    if defaults:
+        typer.echo(Recipe().to_yaml(), nl=False)
+        return
+    from studiolo.dreambooth import trainer
+
+    chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
+    if identifier is not None:
+        chosen = chosen.with_values({"identifier": identifier})
+    try:
+        if resume is None:
+            trainer.train(images, class_noun, name, base, chosen, out, replace=replace)
+            return
+        if images or class_noun or name or base or recipe or settings or identifier or out:
+            raise StudioloError(
+                "a resumed run has its images and settings already", remedy="Give --resume RUN alone."
+            )
+        trainer.resume(resume, replace=replace)
+    except trainer.Interrupted as stopped:
+        typer.echo(f"\n{stopped}", err=True)
+        raise typer.Exit(128 + stopped.signum) from None

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studiolo.dreambooth.recipe import Recipe, fill
+from studiolo.errors import StudioloError
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe(class_noun="fox", name="rex", images=("a b.png", "ü.png"), identifier="on")
+
+
+def test_yaml_round_trip(recipe, tmp_path):
+    recipe.save(tmp_path / "recipe.yaml")
+    assert Recipe.from_yaml(tmp_path / "recipe.yaml") == recipe
+
+
+def test_yaml_is_plain_and_explains_every_setting(recipe):
+    text = recipe.to_yaml()
+    assert yaml.safe_load(text) == recipe.model_dump(mode="json")
+    for line, after in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        assert line.lstrip().startswith("#") or not after.lstrip()[0].isalpha() or ":" in line
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "steps": st.integers(1, 10**6),
+            "learning_rate": st.floats(1e-12, 1),
+            "prior_weight": st.floats(0, 100),
+            "name": st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=20),
+            "clip_norm": st.none() | st.floats(1e-6, 1e6),
+            "class_images": st.fixed_dictionaries({"count": st.integers(1, 1000)}),
+        }
+    )
+)
+def test_yaml_round_trip_of_any_values(values):
+    recipe = Recipe.build(values)
+    assert Recipe.build(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def test_settings_stand_above_and_groups_are_merged(recipe):
+    changed = recipe.with_settings(
+        ["steps=7", "class_images.count=3", "previews={every: 5}", "trackers=wandb"]
+    )
+    assert (changed.steps, changed.class_images.count, changed.previews.every) == (7, 3, 5)
+    assert changed.trackers == ("wandb",)
+    assert changed.class_images.batch_size == recipe.class_images.batch_size
+    assert changed.previews.prompts == recipe.previews.prompts
+    assert recipe.with_settings([]) == recipe
+
+
+@pytest.mark.parametrize("text", ["1e-3", "0.001", "1.0e-3"])
+def test_numbers_in_any_notation(recipe, text):
+    assert recipe.with_settings([f"learning_rate={text}"]).learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("stpes=3", ["'stpes'", "did you mean 'steps'"]),
+        ("class_images.cuont=3", ["'class_images.cuont'", "'class_images.count'"]),
+        ("steps=-3", ["steps = -3", "greater than or equal to 1"]),
+        ("steps=many", ["steps = 'many'", "integer"]),
+        ("steps=.nan", ["steps = nan"]),
+        ("learning_rate=.inf", ["learning_rate = inf"]),
+        ("precision=fp16", ["precision = 'fp16'", "'bf16-mixed'"]),
+        ("class_images=3", ["class_images = 3"]),
+        ("class_images.sampler=dimm", ["class_images.sampler = 'dimm'", "'ddim'"]),
+        ("trackers=[mlflow]", ["'mlflow'", "'tensorboard'"]),
+        ("train_token_embedding=true", ["train_text_encoder"]),
+        ("instance_prompt=a fox", ["[V]"]),
+        ("class_prompts=a [V] fox", ["[V]"]),
+        ("class_prompts=[]", ["class_prompts"]),
+        ("steps", ["key=value"]),
+        ("steps=[1", ["steps", "YAML"]),
+    ],
+)
+def test_wrong_settings_name_key_value_and_what_was_expected(recipe, setting, told):
+    with pytest.raises(StudioloError) as error:
+        recipe.with_settings([setting])
+    for part in told:
+        assert part in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("stepps: 3\nseed: -1\n")
+    with pytest.raises(StudioloError, match=r"(?s)r\.yaml.*steps.*seed = -1|r\.yaml.*seed = -1.*steps"):
+        Recipe.from_yaml(file)
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00", b"steps"])
+def test_files_that_are_no_recipe(tmp_path, content):
+    (tmp_path / "r.yaml").write_bytes(content)
+    with pytest.raises(StudioloError, match=r"r\.yaml"):
+        Recipe.from_yaml(tmp_path / "r.yaml")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    (tmp_path / "r.yaml").write_text("")
+    assert Recipe.from_yaml(tmp_path / "r.yaml") == Recipe()
+
+
+def test_nothing_to_train():
+    with pytest.raises(StudioloError, match="nothing to train"):
+        Recipe().with_settings(["train_unet=false", "train_text_encoder=false"])
+
+
+@pytest.mark.parametrize(
+    ("noun", "told"),
+    [("fox", "a photo of a fox"), ("owl", "a photo of an owl"), ("umbrella", "a photo of an umbrella")],
+)
+def test_articles(noun, told):
+    assert fill("a photo of a {class_noun}", noun) == told
+
+
+def test_captions(recipe):
+    assert recipe.instance_caption("sks") == "a photo of sks fox"
+    assert recipe.instance_caption("sks", "[V] {class_noun} asleep") == "sks fox asleep"
+    cycled = recipe.with_values({"class_prompts": ["a {class_noun}", "a {class_noun} on grass"]})
+    assert [cycled.class_caption(i) for i in range(3)] == ["a fox", "a fox on grass", "a fox"]

@@ -1,0 +1,41 @@
+"""What the trackers wrote, read by their own readers."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from lessons import lesson, rows, teach
+from studiolo.errors import StudioloError
+
+
+def test_tensorboard_holds_the_scalars_and_the_previews(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    teach(
+        lesson(tmp_path / "lesson"), run, trackers=["tensorboard"], steps=2, previews={"every": 2, "steps": 1}
+    )
+    events = reader.EventAccumulator(str(run / "tensorboard")).Reload()
+    for column in ("loss_instance", "loss_prior", "lr_unet", "lr_text", "grad_norm"):
+        written = [float(value) for (value,) in rows(run, column)]
+        assert [event.value for event in events.Scalars(column)] == pytest.approx(written)
+        assert [event.step for event in events.Scalars(column)] == [1, 2]
+    assert {"images_per_second", "memory_mb", "loss"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Images("previews")] == [0, 2]
+
+
+def test_wandb_writes_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = tmp_path / "run"
+    teach(lesson(tmp_path / "lesson"), run, trackers=["wandb"], steps=2)
+    (file,) = (run / "wandb").rglob("*.wandb")
+    assert b"loss_instance" in file.read_bytes()
+
+
+def test_a_tracker_that_is_not_installed_is_named_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(StudioloError, match="pip install wandb"):
+        teach(lesson(tmp_path / "lesson"), tmp_path / "run", trackers=["wandb"])

@@ -1,0 +1,305 @@
+"""Whole trainings: what they leave behind, and that nothing that interrupts them changes what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lessons import lesson, losses, rows, same_weights, teach
+from studiolo.drawing.model import ImageModel
+from studiolo.dreambooth import callbacks
+from studiolo.dreambooth.progress import Display
+from studiolo.dreambooth.trainer import Interrupted, resume, train
+from studiolo.errors import StudioloError
+from studiolo.formats.diffusers_folder import load_components
+from studiolo.models.registry import resolve
+from tiny import tiny_components
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> dict[str, Path]:
+    return lesson(tmp_path_factory.mktemp("lesson"))
+
+
+def at_step(monkeypatch, step: int, act) -> None:
+    """Calls `act` right after optimizer step number `step`, before its checkpoint."""
+    original = callbacks.Recorder.on_step
+
+    def on_step(self, trainer, module, now):
+        original(self, trainer, module, now)
+        if now == step:
+            act()
+
+    monkeypatch.setattr(callbacks.Recorder, "on_step", on_step)
+
+
+@pytest.fixture(scope="module")
+def unbroken(given, tmp_path_factory) -> Path:
+    """A run of 6 steps that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIOLO_HOME", str(folder / "home"))
+        teach(given, folder / "run", ema_decay=0.9)
+    return folder / "run"
+
+
+def test_the_run_folder(given, tmp_path):
+    model = teach(given, tmp_path / "run", previews={"every": 3, "steps": 1}, trackers=["tensorboard"])
+    run = tmp_path / "run"
+    assert [row[0] for row in rows(run)] == ["1", "2", "3", "4", "5", "6"]
+    assert sorted(path.name for path in (run / "previews").iterdir()) == [
+        f"step-00000{i}.png" for i in (0, 3, 6)
+    ]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000006.ckpt"]
+    card = json.loads((run / "model" / "studiolo.json").read_text())
+    base = tiny_components()
+    assert card["base"]["fingerprint"] == base.fingerprint()
+    assert card["fingerprint"] == load_components(run / "model").fingerprint() == model.fingerprint
+    assert (card["name"], card["class_noun"], card["identifier"]) == ("run", "fox", model.identifier)
+    assert [image["file"] for image in card["data"]["images"]] == ["0.png", "1.png", "2.png"]
+    assert card["recipe"] == yaml.safe_load((run / "recipe.yaml").read_text())
+    assert resolve("run").path == run / "model"
+    assert model.generate("a [V] fox", steps=1)[0].image.size == (32, 32)
+
+
+def test_the_base_is_left_as_it_was(given, unbroken):
+    assert load_components(given["base"]).fingerprint() == tiny_components().fingerprint()
+    assert not same_weights(given["base"], unbroken / "model")
+
+
+def test_the_same_recipe_repeats_the_run(unbroken, tmp_path):
+    train(recipe=unbroken / "recipe.yaml", name="again", out=tmp_path / "again", display=Display.silent())
+    assert rows(tmp_path / "again") == rows(unbroken)
+    assert same_weights(tmp_path / "again" / "model", unbroken / "model")
+
+
+def test_another_seed_does_not(given, unbroken, tmp_path):
+    teach(given, tmp_path / "other", ema_decay=0.9, seed=1)
+    assert not np.allclose(losses(tmp_path / "other"), losses(unbroken))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_its_step_and_goes_on_exactly(
+    given, unbroken, tmp_path, monkeypatch, signum
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signum))
+        with pytest.raises(Interrupted, match="--resume") as stopped:
+            teach(given, run, ema_decay=0.9)
+    assert stopped.value.signum == signum
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003.ckpt"]
+    assert not (run / "model").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resume(run, display=Display.silent())
+    assert rows(run) == rows(unbroken)
+    assert same_weights(run / "model", unbroken / "model")
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from lessons import teach
+from studiolo.dreambooth import callbacks
+
+original = callbacks.Recorder.on_step
+def on_step(self, trainer, module, now):
+    original(self, trainer, module, now)
+    if now == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+callbacks.Recorder.on_step = on_step
+given = {{"images": Path({images!r}), "base": Path({base!r})}}
+teach(given, Path({run!r}), ema_decay=0.9, checkpoint_every=2)
+"""
+
+
+def as_text(given: dict[str, Path]) -> dict[str, str]:
+    return {key: str(value) for key, value in given.items()}
+
+
+def child_env() -> dict[str, str]:
+    """The arithmetic of a child must run on as many threads as ours to give the same bits."""
+    threads = str(torch.get_num_threads())
+    return os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def test_a_killed_process_goes_on_exactly(given, unbroken, tmp_path):
+    run = tmp_path / "run"
+    code = KILLED.format(
+        tests=str(Path(__file__).parent), run=str(run), **{k: str(v) for k, v in given.items()}
+    )
+    killed = subprocess.run([sys.executable, "-c", code], env=child_env(), capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [row[0] for row in rows(run)] == ["1", "2", "3", "4", "5"]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        "step-000002.ckpt",
+        "step-000004.ckpt",
+    ]
+    told = rows(run, "images_per_second")
+    resume(run, display=Display.silent())
+    assert rows(run, "images_per_second")[:4] == told[:4], "steps before the checkpoint are not taken again"
+    assert rows(run) == rows(unbroken)
+    assert same_weights(run / "model", unbroken / "model")
+
+
+TWO = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from lessons import teach
+
+given = {{"images": Path({images!r}), "base": Path({base!r})}}
+teach(given, Path({run!r}), batch_size=2, devices=2, accelerator="cpu", **{settings!r})
+"""
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path):
+    settings = {"learning_rate": 1e-4, "text_learning_rate": 1e-4, "text_encoder_stop_step": 4}
+    teach(given, tmp_path / "one", batch_size=4, **settings)
+    script = tmp_path / "two.py"
+    script.write_text(
+        TWO.format(
+            tests=str(Path(__file__).parent), run=str(tmp_path / "two"), **as_text(given), settings=settings
+        )
+    )
+    done = subprocess.run([sys.executable, str(script)], env=child_env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [row[0] for row in rows(tmp_path / "two")] == ["1", "2", "3", "4", "5", "6"]
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+    one, two = (load_components(tmp_path / name / "model") for name in ("one", "two"))
+    for part, module in one.modules.items():
+        for mine, other in zip(module.parameters(), two.modules[part].parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_moving_average_is_exported_and_resumed(given, unbroken, tmp_path):
+    teach(given, tmp_path / "plain")
+    assert rows(tmp_path / "plain") == rows(unbroken)
+    assert not same_weights(tmp_path / "plain" / "model", unbroken / "model")
+
+
+def test_checkpoints_hold_what_is_trained_and_run_no_code(given, tmp_path):
+    teach(given, tmp_path / "run", train_text_encoder=False)
+    (file,) = (tmp_path / "run" / "checkpoints").iterdir()
+    state = torch.load(file, weights_only=True)["state_dict"]
+    assert state
+    assert all(name.startswith("unet.") for name in state)
+
+
+def test_old_checkpoints_go(given, tmp_path):
+    teach(given, tmp_path / "run", checkpoint_every=1, keep_checkpoints=2)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-000005.ckpt", "step-000006.ckpt"]
+
+
+def test_a_finished_run_can_be_resumed_to_no_effect(unbroken):
+    before = (unbroken / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert isinstance(resume(unbroken, replace=True, display=Display.silent()), ImageModel)
+    assert (unbroken / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_mixed_precision_trains(given, tmp_path, precision):
+    teach(given, tmp_path / "run", precision=precision, steps=2)
+    assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+def test_without_prior_no_class_image_is_made(given, tmp_path, studiolo_home):
+    teach(given, tmp_path / "run", prior_weight=0, steps=2)
+    assert not (studiolo_home / "cache" / "class-images").exists()
+    assert rows(tmp_path / "run", "loss") == rows(tmp_path / "run", "loss_instance")
+
+
+def test_images_in_memory_are_kept_with_the_run(given, tmp_path):
+    from PIL import Image
+
+    pictures = [Image.open(path) for path in sorted(given["images"].iterdir())]
+    teach({"images": pictures, "base": given["base"]}, tmp_path / "run", steps=1)
+    assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir()) == [
+        "000.png",
+        "001.png",
+        "002.png",
+    ]
+
+
+@pytest.fixture
+def broken_off(given, tmp_path, monkeypatch) -> Path:
+    """A run that was interrupted after its second step."""
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            teach(given, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_resume_refuses_another_recipe(broken_off):
+    recipe = broken_off / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("steps: 6", "steps: 9"))
+    with pytest.raises(StudioloError, match="changed since the run began: steps"):
+        resume(broken_off, display=Display.silent())
+
+
+def test_resume_refuses_other_images(broken_off, given, tmp_path):
+    recipe, record = broken_off / "recipe.yaml", broken_off / "run.json"
+    record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    assert recipe.exists()
+    with pytest.raises(StudioloError, match=r"not those that the run began with: 0\.png"):
+        resume(broken_off, display=Display.silent())
+
+
+def test_resume_refuses_another_base(broken_off):
+    record = json.loads((broken_off / "run.json").read_text())
+    record["base"]["fingerprint"] = "0" * 64
+    (broken_off / "run.json").write_text(json.dumps(record))
+    with pytest.raises(StudioloError, match="base model is not the one"):
+        resume(broken_off, display=Display.silent())
+
+
+def test_resume_names_a_damaged_checkpoint(broken_off):
+    (file,) = (broken_off / "checkpoints").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(StudioloError, match="checkpoint cannot be read"):
+        resume(broken_off, display=Display.silent())
+
+
+def test_resume_of_what_is_no_run(tmp_path):
+    with pytest.raises(StudioloError, match="not a run folder"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"class_noun": None}, "--class"),
+        ({"name": None}, "--name"),
+        ({"images": None}, "images"),
+        ({"name": "studiolo-base"}, "base model"),
+        ({"precision": "16-mixed"}, "GPU"),
+        ({"devices": 2, "out": None}, "--out"),
+        ({"resolution": 33}, "multiple"),
+        ({"identifier": "fox"}, "class noun"),
+        ({"stepps": 3}, "did you mean 'steps'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_taught_is_refused(given, tmp_path, changed, told):
+    if changed.get("precision") == "16-mixed" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    arguments = {**given, "class_noun": "fox", "name": "rex", "out": tmp_path / "run", "steps": 1} | changed
+    with pytest.raises(StudioloError, match=told):
+        train(**arguments, display=Display.silent())
+
+
+def test_a_used_run_folder_is_refused(unbroken, given):
+    with pytest.raises(StudioloError, match="--resume"):
+        teach(given, unbroken)
