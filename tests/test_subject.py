@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from studiolo.dreambooth import images as decoding
 from studiolo.dreambooth.subject import check_class_noun, load_subject
@@ -250,8 +250,34 @@ def test_exif_orientation(tmp_path, orientation):
 def test_cmyk(tmp_path):
     noise().convert("CMYK").save(tmp_path / "print.jpg", quality=95)
     image, notes = single(tmp_path / "print.jpg")
-    assert notes == ["print.jpg: converted from CMYK; check its colours"]
+    assert notes == ["print.jpg: converted from CMYK without a profile; check its colours"]
     assert np.abs(np.asarray(image.image, dtype=float) - np.asarray(noise())).mean() < 6
+
+
+def swapped_profile() -> bytes:
+    """A colour profile in which red and green have changed places."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"____").replace(b"gXYZ", b"rXYZ").replace(b"____", b"gXYZ")
+    return swapped.replace("sRGB".encode("utf-16-be"), "Test".encode("utf-16-be"))
+
+
+def test_colour_profiles_are_followed(tmp_path):
+    noise().save(tmp_path / "swapped.png", icc_profile=swapped_profile())
+    image, notes = single(tmp_path / "swapped.png")
+    assert notes == ["swapped.png: colours converted from Test built-in to sRGB"]
+    red, green, blue = noise().split()
+    expected = np.asarray(Image.merge("RGB", (green, red, blue)), dtype=float)
+    assert np.abs(np.asarray(image.image) - expected).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "profile", [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), b"damaged"]
+)
+def test_colour_profiles_that_say_nothing_new(tmp_path, profile):
+    noise().save(tmp_path / "a.png", icc_profile=profile)
+    image, notes = single(tmp_path / "a.png")
+    assert notes == []
+    assert image.image.tobytes() == noise().tobytes()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

@@ -96,7 +96,7 @@ def take_identifier(components: Components, text: str, class_noun: str) -> Ident
 
     Raises StudioloError for what cannot stand in a prompt as one word, and for the class noun itself.
     """
-    token = _checked(text, class_noun)
+    token = check_identifier(text, class_noun)
     known = _single_tokens(components.tokenizer)
     if token not in known:
         return add_identifier(components, token, class_noun)
@@ -116,7 +116,7 @@ def add_identifier(components: Components, text: str, class_noun: str) -> Identi
 
     Raises StudioloError if it is one token already, or cannot stand in a prompt as one word.
     """
-    token = _checked(text, class_noun)
+    token = check_identifier(text, class_noun)
     tokenizer, text_encoder = components.tokenizer, components.text_encoder
     pieces = tokenizer.convert_ids_to_tokens(_ids(tokenizer, token))
     if token in _single_tokens(tokenizer):
@@ -141,7 +141,11 @@ def _meaning(candidate: Candidate, noun: str) -> str:
     return f"it moves 'a photo of a {noun}' {candidate.shift:.2f} times as far as a common word does"
 
 
-def _checked(text: str, class_noun: str) -> str:
+def check_identifier(text: str, class_noun: str) -> str:
+    """`text` as it stands in prompts, in lower case.
+
+    Raises StudioloError unless it is one word of letters and digits that the class noun does not hold.
+    """
     token = text.strip().lower()
     if not re.fullmatch(r"[a-z0-9]{1,32}", token):
         raise StudioloError(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from studiolo.errors import StudioloError
 
@@ -82,8 +82,11 @@ def to_rgb(picture: Image.Image, where: object) -> tuple[Image.Image, list[str]]
         if picture.getexif().get(_ORIENTATION, 1) != 1:
             picture = ImageOps.exif_transpose(picture)
             notes.append("turned upright as its EXIF data say")
+        if (converted := _to_srgb(picture)) is not None:
+            picture, profile = converted
+            notes.append(f"colours converted from {profile} to sRGB")
         if picture.mode == "CMYK":
-            notes.append("converted from CMYK; check its colours")
+            notes.append("converted from CMYK without a profile; check its colours")
         if picture.mode.startswith("I;16"):
             # Pillow would clip at 255 what is meant to be scaled.
             picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
@@ -171,6 +174,27 @@ def _too_many_pixels(size: str, where: object) -> StudioloError:
 def _is_grey(image: Image.Image) -> bool:
     red, green, blue = image.split()
     return not (ImageChops.difference(red, green).getbbox() or ImageChops.difference(green, blue).getbbox())
+
+
+def _to_srgb(picture: Image.Image) -> tuple[Image.Image, str] | None:
+    """`picture` in sRGB and the name of the colour profile it came with; None if there is nothing to convert.
+
+    Phones save Display P3 and printers their own inks: taken for sRGB they lose their colours.
+    """
+    data = picture.info.get("icc_profile")
+    if not data or picture.mode not in ("RGB", "CMYK"):
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        name = ImageCms.getProfileDescription(profile).strip() or "its own profile"
+        if "srgb" in name.lower():
+            return None
+        converted = ImageCms.profileToProfile(
+            picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError):  # a damaged profile says nothing
+        return None
+    return (converted, name) if converted else None
 
 
 def _on_white(picture: Image.Image) -> tuple[Image.Image, bool]:
