@@ -12,7 +12,7 @@ from PIL import Image
 from studiolo.diffusion.components import Components
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.checkpoint import Interrupted
-from studiolo.dreambooth.identifier import find_identifier
+from studiolo.dreambooth.identifier import check_identifier, find_identifier
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run, first_process
@@ -137,7 +137,10 @@ def _prepare(recipe: Recipe, run: Run, display: Display) -> Teaching:
     )
     for note in subject.notes:
         display.note(f"note: {note}")
-    identifier = recipe.identifier or _find_identifier(components, subject.class_noun, display)
+    if recipe.identifier:
+        identifier = check_identifier(recipe.identifier, subject.class_noun)
+    else:
+        identifier = _find_identifier(components, subject.class_noun, display)
     resolved = {"class_noun": subject.class_noun, "identifier": identifier, "resolution": size}
     return Teaching(recipe.with_values(resolved), run, display, base, components, subject)
 
