@@ -151,6 +151,13 @@ def test_posterior_is_that_of_diffusers(components):
             torch.testing.assert_close(examples.logvar[n, v], posterior.logvar[0])
 
 
+def test_mixed_precision_around_the_encoder_changes_nothing(components):
+    outside = encode_examples(components, [picture(1)], Transform(SIZE), None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = encode_examples(components, [picture(1)], Transform(SIZE), None)
+    assert torch.equal(inside.mean, outside.mean)
+
+
 def test_draws_have_the_posterior_of_the_image(components):
     """20,000 draws of one image, unscaled again, have its mean and its standard deviation."""
     examples = encode_examples(components, [picture(3)], Transform(SIZE, flip=False), None)

@@ -164,7 +164,9 @@ class LatentEncoder:
             pixels = torch.stack(
                 [image_tensor(view.of(image, size, Image.Resampling.LANCZOS)) for view in some]
             )
-            posterior = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype)).latent_dist
+            # What goes into the cache must not depend on the precision of the training that asks.
+            with torch.autocast(self._vae.device.type, enabled=False):
+                posterior = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype)).latent_dist
             halves.append((posterior.mean.float().cpu(), posterior.logvar.float().cpu()))
         mean, logvar = (torch.cat(half).contiguous() for half in zip(*halves, strict=True))
         return mean, logvar
