@@ -39,8 +39,8 @@ IMPORT = "import studiolo"
 HELP = """
 import sys
 from studiolo.cli.main import app, main
-for command in [[], *([info.name] for info in app.registered_commands + app.registered_groups)]:
-    sys.argv = ["studiolo", *command, "--help"]
+for command in ["", *(info.name for info in app.registered_commands + app.registered_groups)]:
+    sys.argv = ["studiolo", *command.split(), "--help"]
     try:
         main()
     except SystemExit as left:
