@@ -154,12 +154,13 @@ def test_waiting_can_be_called_off(components, tmp_path, monkeypatch):
         gate.set()
 
 
-def test_ranks_share_the_batches(components, tmp_path):
+def test_ranks_share_the_batches_whenever_they_begin(components, tmp_path):
     images = image_set(tmp_path, count=12)
-    first, second = (ClassImageMaker(images, components, rank=rank, world=2) for rank in (0, 1))
-    with first, second:
-        for index in range(12):
-            first.wait(index)
+    with ClassImageMaker(images, components, rank=0, world=2) as first:
+        first.wait(3)
+        with ClassImageMaker(images, components, rank=1, world=2):
+            for index in range(12):
+                first.wait(index)
     alone = image_set(tmp_path / "alone", count=12)
     make_all(alone, components)
     assert contents(images) == contents(alone)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import yaml
 
 from lessons import lesson, losses, rows, same_weights, teach
 from studiolo.drawing.model import ImageModel
-from studiolo.dreambooth import callbacks
+from studiolo.dreambooth import callbacks, prior
+from studiolo.dreambooth.prior import ClassImageMaker
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.trainer import Interrupted, resume, train
 from studiolo.errors import StudioloError
@@ -172,7 +174,8 @@ def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path):
             tests=str(Path(__file__).parent), run=str(tmp_path / "two"), **as_text(given), settings=settings
         )
     )
-    done = subprocess.run([sys.executable, str(script)], env=child_env(), capture_output=True, text=True)
+    env = child_env() | {"STUDIOLO_HOME": str(tmp_path / "home")}  # so that the ranks make class images too
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [row[0] for row in rows(tmp_path / "two")] == ["1", "2", "3", "4", "5", "6"]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
@@ -186,6 +189,35 @@ def test_the_moving_average_is_exported_and_resumed(given, unbroken, tmp_path):
     teach(given, tmp_path / "plain")
     assert rows(tmp_path / "plain") == rows(unbroken)
     assert not same_weights(tmp_path / "plain" / "model", unbroken / "model")
+
+
+def test_an_interruption_while_waiting_for_class_images_saves_too(given, unbroken, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    waiting, made, wait = threading.Event(), prior.generate, ClassImageMaker.wait
+
+    def stuck_after_the_first(components, prompts, seeds, *args, on_step, **kwargs):
+        if seeds[0] == 0:
+            return made(components, prompts, seeds, *args, on_step=on_step, **kwargs)
+        waiting.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # until the maker is told to stop
+            on_step()
+
+    def wait_and_tell(self, index, *args):
+        if index == 4:  # the first of the second batch, wanted in step 3
+            waiting.set()
+        return wait(self, index, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prior, "generate", stuck_after_the_first)
+        patch.setattr(ClassImageMaker, "wait", wait_and_tell)
+        with pytest.raises(Interrupted):
+            teach(given, run, ema_decay=0.9)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002.ckpt"]
+    resume(run, display=Display.silent())
+    assert rows(run) == rows(unbroken)
+    assert same_weights(run / "model", unbroken / "model")
 
 
 def test_checkpoints_hold_what_is_trained_and_run_no_code(given, tmp_path):

@@ -136,7 +136,8 @@ class ClassImageMaker:
         on_picture: Callable[[int], None] | None = None,
     ) -> None:
         self.images = images
-        self._todo = images.missing()[rank::world]
+        # By number, not by place among the missing: processes may look at different times.
+        self._todo = [batch for batch in images.missing() if batch % world == rank]
         self._components = components.copy() if self._todo else None
         self._on_picture = on_picture or (lambda count: None)
         self._changed = threading.Condition()
