@@ -104,7 +104,8 @@ class Components:
         """Moves and casts the three networks in place; returns itself."""
         chosen = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
         for module in self.modules.values():
-            module.to(**chosen)
+            # Not diffusers' own `to`, which warns of layers to be kept in float32 even where there are none.
+            torch.nn.Module.to(module, **chosen)
         return self
 
     def copy(self) -> Components:
