@@ -102,7 +102,9 @@ class Components:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Components:
         """Moves and casts the three networks in place; returns itself."""
-        chosen = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+        chosen: dict[str, Any] = {
+            name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None
+        }
         for module in self.modules.values():
             # Not diffusers' own `to`, which warns of layers to be kept in float32 even where there are none.
             torch.nn.Module.to(module, **chosen)
