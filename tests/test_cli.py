@@ -20,7 +20,6 @@ HEAVY = {
     "torch",
     "numpy",
     "PIL",
-    "pydantic",
     "diffusers",
     "transformers",
     "pytorch_lightning",
