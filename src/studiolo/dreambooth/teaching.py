@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,12 @@ class Teaching:
     subject: Subject
     facts: dict[str, Any] = field(init=False)
     """What the run is made from: the core of run.json and of the model's card."""
+    _interruption: Interruption = field(init=False, default_factory=Interruption)
+    _average: MovingAverage | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        if self.recipe.ema_decay:
+            self._average = MovingAverage(self.recipe.ema_decay)
         self.facts = {
             "name": self.recipe.name,
             "class_noun": self.recipe.class_noun,
@@ -73,14 +76,6 @@ class Teaching:
     def _identifier(self) -> str:
         assert self.recipe.identifier is not None
         return self.recipe.identifier
-
-    @cached_property
-    def _interruption(self) -> Interruption:
-        return Interruption()
-
-    @cached_property
-    def _average(self) -> MovingAverage | None:
-        return MovingAverage(self.recipe.ema_decay) if self.recipe.ema_decay else None
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
