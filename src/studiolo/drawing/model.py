@@ -1,0 +1,227 @@
+"""A model to draw with: loaded by name, prompts in, pictures with their provenance out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.conditioning import lost_text
+from studiolo.diffusion.samplers import SamplerSettings
+from studiolo.diffusion.sampling import OnStep, generate
+from studiolo.drawing.prompts import fill_identifier
+from studiolo.drawing.provenance import MAX_BATCH, ModelTrace, Provenance, Request, this_machine, to_png
+from studiolo.errors import StudioloError
+from studiolo.formats.diffusers_folder import load_components
+from studiolo.models.registry import BASE_NAME, ModelRef, resolve
+from studiolo.store.files import atomic_path
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn picture (RGB) and the record of how it was made."""
+
+    image: Image.Image
+    record: Provenance
+
+    @property
+    def provenance(self) -> dict:
+        """The record as JSON values."""
+        return self.record.model_dump(mode="json")
+
+    def png(self) -> bytes:
+        """The PNG file's bytes, provenance included."""
+        return to_png(self.image, self.record)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the PNG file to `path` (its name should end in .png) and returns the path."""
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(self.png())
+        return Path(path)
+
+
+class ImageModel:
+    """A base model or a taught subject, ready to draw."""
+
+    def __init__(self, ref: ModelRef, components: Components, fingerprint: str | None = None) -> None:
+        self.ref = ref
+        self.components = components
+        self.fingerprint = fingerprint or components.fingerprint()
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path = BASE_NAME,
+        device: str | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> ImageModel:
+        """The model of that name (see `models.registry.resolve`), in float32 on a GPU where there is one.
+
+        Raises:
+            StudioloError: no such model, device or dtype.
+        """
+        ref = resolve(name_or_path)
+        chosen_device, chosen_dtype = _device(device), _dtype(dtype)
+        components = load_components(ref.path)
+        fingerprint = components.fingerprint()  # of the stored weights, whatever they are cast to
+        return cls(ref, components.to(chosen_device, chosen_dtype), fingerprint)
+
+    @property
+    def identifier(self) -> str | None:
+        """The word that stands for the subject; None for a model that was taught none."""
+        return self.ref.card.get("identifier")
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        n: int = 1,
+        seed: int = 0,
+        negative_prompt: str = "",
+        sampler: str = "ddim",
+        steps: int = 30,
+        guidance_scale: float = 5.0,
+        eta: float = 0.0,
+        width: int | None = None,
+        height: int | None = None,
+        batch_size: int = 8,
+    ) -> list[Picture]:
+        """Draws `n` pictures of each prompt, from the seeds seed, seed + 1, ...; prompt by prompt.
+
+        `[V]` in a prompt stands for the subject. The other arguments are those of `SamplerSettings`; width
+        and height are in pixels (default: the size the model was trained on).
+
+        Raises:
+            StudioloError: a value out of range, or [V] with a model that was taught no subject.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        requests = [self.request(text, seed + i, negative_prompt) for text in prompts for i in range(n)]
+        for note in self.notes(requests):
+            warnings.warn(note, stacklevel=2)
+        settings = SamplerSettings(sampler, steps, guidance_scale, eta)
+        return self.draw(requests, settings, width=width, height=height, batch_size=batch_size)
+
+    def request(self, prompt: str, seed: int = 0, negative_prompt: str = "") -> Request:
+        """A checked request, its `[V]` filled in."""
+        try:
+            return Request(
+                prompt=fill_identifier(prompt, self.identifier),
+                negative_prompt=fill_identifier(negative_prompt, self.identifier),
+                seed=seed,
+            )
+        except ValidationError as error:
+            found = error.errors()[0]
+            raise StudioloError(
+                f"{found['msg']}, got {str(found['input'])[:80]}", where=found["loc"][0]
+            ) from error
+
+    def notes(self, requests: Sequence[Request]) -> list[str]:
+        """What the user should know of these prompts: the words that the text encoder will not see."""
+        texts = dict.fromkeys(t for request in requests for t in (request.prompt, request.negative_prompt))
+        limit = self.components.tokenizer.model_max_length
+        lost = {text: lost_text(self.components, text) for text in texts}
+        return [f"prompts end after {limit} tokens: '{end}' was not read" for end in lost.values() if end]
+
+    def draw(
+        self,
+        requests: Sequence[Request],
+        settings: SamplerSettings,
+        width: int | None = None,
+        height: int | None = None,
+        batch_size: int = 8,
+        on_step: OnStep | None = None,
+        on_picture: Callable[[int, Picture], None] | None = None,
+    ) -> list[Picture]:
+        """Draws the requests in order, `batch_size` (at most 128) at a time.
+
+        `on_step` is called after every denoising step, `on_picture(i, picture)` when picture i is done.
+        """
+        if not 1 <= batch_size <= MAX_BATCH:
+            raise StudioloError(
+                f"a batch of {batch_size} pictures", where="batch_size", remedy=f"Use 1 to {MAX_BATCH}."
+            )
+        pictures: list[Picture] = []
+
+        def keep(i: int, image: Image.Image) -> None:
+            start = i - i % batch_size
+            pictures.append(self._picture(image, settings, requests[start : start + batch_size], i - start))
+            if on_picture:
+                on_picture(i, pictures[-1])
+
+        generate(
+            self.components,
+            [request.prompt for request in requests],
+            [request.seed for request in requests],
+            settings,
+            [request.negative_prompt for request in requests],
+            height=height,
+            width=width,
+            batch_size=batch_size,
+            on_step=on_step,
+            on_picture=keep,
+        )
+        return pictures
+
+    def _picture(
+        self, image: Image.Image, settings: SamplerSettings, batch: Sequence[Request], index: int
+    ) -> Picture:
+        record = Provenance(
+            settings=settings.as_dict(),
+            width=image.width,
+            height=image.height,
+            batch=list(batch),
+            index=index,
+            model=self._trace(),
+            machine=this_machine(self.components.device, self.components.dtype),
+        )
+        return Picture(image, record)
+
+    def _trace(self) -> ModelTrace:
+        card = self.ref.card
+        images = card.get("data", {}).get("images", [])
+        return ModelTrace(
+            name=self.ref.name,
+            kind=self.ref.kind,
+            fingerprint=self.fingerprint,
+            base=card.get("base"),
+            data=[image["sha256"] for image in images],
+        )
+
+
+def load(
+    name_or_path: str | Path = BASE_NAME, device: str | None = None, dtype: str | torch.dtype | None = None
+) -> ImageModel:
+    """`ImageModel.load`."""
+    return ImageModel.load(name_or_path, device, dtype)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise StudioloError(
+            f"there is no device {name!r} here",
+            where="device",
+            remedy="Use cpu, or cuda where there is a GPU.",
+        ) from error
+    return device
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype:
+    if isinstance(name, torch.dtype):
+        return name
+    if name is not None and name not in DTYPES:
+        raise StudioloError(
+            f"there is no dtype {name!r}", where="dtype", remedy=f"Use one of {', '.join(DTYPES)}."
+        )
+    return DTYPES[name or "float32"]

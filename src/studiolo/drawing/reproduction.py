@@ -1,0 +1,103 @@
+"""The same picture again, from what its file says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from studiolo.diffusion.sampling import OnStep
+from studiolo.drawing.model import ImageModel, Picture
+from studiolo.drawing.provenance import Provenance, read_provenance
+from studiolo.errors import StudioloError
+from studiolo.models.registry import list_models
+from studiolo.store.files import sha256_bytes, sha256_file
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A picture made again.
+
+    identical: the new file has the same bytes. difference: the largest difference of a colour value, 0 to
+    255, None if the sizes differ. changes: what has changed since, such as "torch: 2.12, now 2.13".
+    """
+
+    picture: Picture
+    identical: bool
+    difference: int | None
+    changes: list[str]
+
+
+def reproduce(path: str | Path, model: str | None = None, on_step: OnStep | None = None) -> Reproduction:
+    """Draws the picture in `path` again, with its batch, settings and number of threads; compares the files.
+
+    `model` says where a model lies that the registry does not know under the recorded name: a file alone
+    makes nothing be opened or fetched that was not registered here.
+
+    Raises:
+        StudioloError: the file has no record, its model is not here, or has other weights than it had.
+    """
+    record = read_provenance(path)
+    drawer = _load(record, model, path)
+    with _threads(record.machine.threads):
+        pictures = drawer.draw(
+            record.batch,
+            record.sampler_settings,
+            width=record.width,
+            height=record.height,
+            batch_size=len(record.batch),
+            on_step=on_step,
+        )
+    again = pictures[record.index]
+    # The weights are the same, whatever name they go by now.
+    picture = replace(again, record=again.record.model_copy(update={"model": record.model}))
+    identical = sha256_bytes(picture.png()) == sha256_file(path)
+    return Reproduction(picture, identical, _difference(picture, path), _changes(record, picture.record))
+
+
+def _load(record: Provenance, model: str | None, path: str | Path) -> ImageModel:
+    name = model or record.model.name
+    if model is None and name not in {ref.name for ref in list_models()}:
+        raise StudioloError(
+            f"it was drawn by the model '{name}', which is not registered here",
+            where=path,
+            remedy="Say where it is: --model NAME_OR_FOLDER.",
+        )
+    drawer = ImageModel.load(name, record.machine.device, record.machine.dtype)
+    if drawer.fingerprint != record.model.fingerprint:
+        raise StudioloError(
+            f"the model '{name}' has other weights now than when it drew this "
+            f"(fingerprint {drawer.fingerprint[:12]}, was {record.model.fingerprint[:12]})",
+            where=path,
+            remedy="Say where the former one is: --model NAME_OR_FOLDER.",
+        )
+    return drawer
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Runs with that many threads: how a sum is shared among them decides its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _difference(picture: Picture, path: str | Path) -> int | None:
+    with Image.open(path, formats=["PNG"]) as image:
+        if image.size != picture.image.size:
+            return None
+        first = np.asarray(image.convert("RGB"), dtype=int)
+    return int(np.abs(first - np.asarray(picture.image, dtype=int)).max())
+
+
+def _changes(then: Provenance, now: Provenance) -> list[str]:
+    before, after = then.machine.model_dump(), now.machine.model_dump()
+    return [f"{key}: {before[key]}, now {after[key]}" for key in before if before[key] != after[key]]
