@@ -12,7 +12,7 @@ import torch
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.sampling import SamplerSettings, generate
-from studiolo.drawing.sheet import contact_sheet
+from studiolo.drawing.sheet import comparison_table
 from studiolo.dreambooth.metrics import MetricsFile, StepRecord, stopwatch
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
@@ -144,7 +144,9 @@ class PreviewPainter(StepCallback):
         )
         rows = [generate(self.components, [text] * len(seeds), seeds, settings) for text in self.captions]
         columns = [f"seed {seed}" for seed in seeds]
-        return contact_sheet(rows, row_captions=self.captions, column_captions=columns, title=f"step {step}")
+        return comparison_table(
+            rows, row_captions=self.captions, column_captions=columns, title=f"step {step}"
+        )
 
 
 @contextmanager
