@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WEIGHTS = ROOT / "src" / "studiolo" / "base" / "weights" / "model_index.json"
 
-_BLOCK = re.compile(r"((?:^<!--.*-->\n)*)^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->")
 _SHORTER = re.compile(r"<!-- run shorter: (.+?) => (.*?) -->")
 
