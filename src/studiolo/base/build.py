@@ -1,0 +1,142 @@
+"""The whole recipe of the embedded base model, stage by stage, in one folder that can be gone on with at
+any time.
+
+    studiolo base build --out FOLDER
+
+Sprites are fetched, scenes composed, then the autoencoder, the text encoder and the U-Net are trained one
+after the other; each stage takes what the ones before it left in FOLDER and is skipped when its own result
+is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from studiolo.base.autoencoder import AutoencoderRecipe, train_autoencoder
+from studiolo.base.dataset import SceneSet, scene_set
+from studiolo.base.sample_subjects import write_subjects
+from studiolo.base.sprites import SpriteBank, render_sprites
+from studiolo.base.text import TextRecipe, train_text_encoder
+from studiolo.base.unet import SCHEDULER, UnetRecipe, new_unet, train_unet
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.sampling import SamplerSettings, generate
+from studiolo.drawing.sheet import comparison_table
+from studiolo.formats.diffusers_folder import save_components
+from studiolo.store.files import atomic_path
+
+PREVIEW_PROMPTS = (
+    *(
+        "a dog on the grass",
+        "a photo of a panda in space",
+        "a fox in the snow",
+        "a red apple on a blue background",
+    ),
+    *("a car in the city", "a rocket in space", "a guitar on a wooden floor", "a robot on the moon"),
+    *(
+        "a cat and a pumpkin on the beach",
+        "a noto style penguin wearing a top hat in the snow",
+        "an owl at night",
+    ),
+    *("a 3d style pizza on a purple background", "a house in the mountains", "a cactus in the desert"),
+)
+
+
+@dataclass(frozen=True)
+class BuildRecipe:
+    """What is built: which nouns, how many scenes, and the recipe of each part."""
+
+    nouns: tuple[str, ...] = ()
+    scenes: int = 60_000
+    held_out_scenes: int = 4_000
+    seed: int = 1
+    autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
+    text: TextRecipe = field(default_factory=TextRecipe)
+    unet: UnetRecipe = field(default_factory=UnetRecipe)
+
+
+class Build:
+    """One folder in which the base model comes to be."""
+
+    def __init__(self, folder: Path, recipe: BuildRecipe) -> None:
+        self.folder, self.recipe = folder, recipe
+
+    def sprites(self) -> SpriteBank:
+        """All drawings, held-out ones too, of the nouns of the recipe (all by default)."""
+        path = self.folder / "sprites.npz"
+        bank = SpriteBank.load(path) if path.exists() else render_sprites(self.folder / "packages", path)
+        return bank.only(self.recipe.nouns) if self.recipe.nouns else bank
+
+    def scenes(self, held_out: bool = False) -> SceneSet:
+        """The training scenes, or as many others of the same sprites that no stage trains on."""
+        count = self.recipe.held_out_scenes if held_out else self.recipe.scenes
+        return scene_set(
+            self.sprites().training(), self.recipe.seed + held_out, count, self.folder / "scenes"
+        )
+
+    def autoencoder(self, minutes: float) -> AutoencoderKL:
+        """The trained autoencoder (training it first if `vae/` is not there)."""
+        path = self.folder / "vae"
+        if not path.exists():
+            model = train_autoencoder(
+                self.scenes(), self.folder / "autoencoder", self.recipe.autoencoder, minutes
+            )
+            model.save_pretrained(path)
+        return AutoencoderKL.from_pretrained(path).eval()
+
+    def text(self, minutes: float) -> tuple[CLIPTokenizer, CLIPTextModel]:
+        """The tokenizer and the trained text encoder (training it first if `text_encoder/` is not there)."""
+        if not (self.folder / "text_encoder").exists():
+            tokenizer, encoder = train_text_encoder(
+                self.scenes(), self.folder / "clip", self.recipe.text, minutes
+            )
+            tokenizer.save_pretrained(self.folder / "tokenizer")
+            encoder.save_pretrained(self.folder / "text_encoder")
+        encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder").eval()
+        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder
+
+    def unet(self, minutes: float) -> Components:
+        """The finished model in `weights/` (float16), after at most `minutes` of training from where it
+        stood."""
+        tokenizer, text_encoder = self.text(minutes)
+        torch.manual_seed(self.recipe.unet.seed)
+        unet = new_unet(self.recipe.unet, text_encoder.config.hidden_size)
+        components = Components(tokenizer, text_encoder, self.autoencoder(minutes), unet, dict(SCHEDULER))
+        run = self.folder / "unet"
+        trained = train_unet(
+            components, self.scenes(), self.scenes(True), run, self.recipe.unet, minutes, self._preview
+        )
+        save_components(trained, self.folder / "weights", torch.float16)
+        return trained
+
+    def _preview(self, components: Components, step: int) -> None:
+        """A contact sheet of the preview prompts at fixed seeds, and the weights as they are."""
+        save_components(components, self.folder / "weights", torch.float16)
+        prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in range(6)]
+        pictures = generate(
+            components,
+            prompts,
+            list(range(6)) * len(PREVIEW_PROMPTS),
+            SamplerSettings(steps=20),
+            batch_size=28,
+        )
+        rows = [pictures[start : start + 6] for start in range(0, len(pictures), 6)]
+        self._save(
+            comparison_table(
+                rows, row_captions=PREVIEW_PROMPTS, column_captions=[f"seed {i}" for i in range(6)], cell=64
+            ),
+            f"previews/{step:06d}.png",
+        )
+
+    def _save(self, picture: Image.Image, name: str) -> None:
+        with atomic_path(self.folder / name) as temporary:
+            picture.save(temporary, format="PNG")
+
+    def sample_subjects(self) -> None:
+        """The views of the sample subjects, in `subjects/`."""
+        write_subjects(self.sprites(), self.folder / "subjects")

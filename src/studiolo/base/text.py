@@ -1,0 +1,156 @@
+"""The base model's text side: a tokenizer of its own words and a text encoder that means something.
+
+A U-Net that starts with a random text encoder learns for hours before it reads the caption at all. So the
+text encoder is first trained as one half of a small CLIP (Radford et al. 2021, InfoNCE over caption-picture
+pairs of composed scenes); the picture half is thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from studiolo.base.autoencoder import to_tensor
+from studiolo.base.dataset import SceneSet
+from studiolo.base.loop import Loop
+from studiolo.base.vocabulary import BACKGROUNDS, NOUNS, STYLES
+
+MAX_LENGTH = 24
+_EXTRA = (
+    "a an the photo picture image of style and next to wearing on in at with under two three small big "
+    "beside near sks zwx ohwx vqk bnw jrx pxq tzn"
+)
+"""Further words of the captions, and rare ones that no caption has: the identifiers that are there to be
+found."""
+
+
+@dataclass(frozen=True)
+class TextRecipe:
+    """Hyper-parameters of the small CLIP."""
+
+    steps: int = 1500
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    width: int = 192
+    layers: int = 3
+    seed: int = 0
+
+
+def caption_words() -> list[str]:
+    """Every word that a caption can hold, and a few more; sorted, each once."""
+    phrases = [_EXTRA, *NOUNS, *STYLES]
+    phrases += [synonym for _, synonyms in NOUNS.values() for synonym in synonyms]
+    phrases += [phrase for variants in BACKGROUNDS.values() for phrase in variants]
+    # CLIP's tokenizer parts words at hyphens and digits before any merge.
+    words = {part for phrase in phrases for part in phrase.replace("-", " ").replace("3d", "d").split()}
+    return sorted(words)
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for symbol in word:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return out
+
+
+def new_tokenizer() -> CLIPTokenizer:
+    """A CLIPTokenizer in which each caption word is one token and all else falls apart into bytes.
+
+    Byte-pair encoding (Sennrich et al. 2016), merged until every word is whole.
+    """
+    words = [[*word[:-1], word[-1] + "</w>"] for word in caption_words()]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        best = max(sorted(pairs), key=pairs.__getitem__)
+        merges.append(best)
+        words = [_merged(word, best) for word in words]
+    symbols = sorted(ByteLevel.alphabet())
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *dict.fromkeys(a + b for a, b in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer, recipe: TextRecipe) -> CLIPTextModel:
+    """About 1.6 M parameters at the default width and depth."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.width,
+            intermediate_size=4 * recipe.width,
+            projection_dim=recipe.width,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.width // 48,
+            max_position_embeddings=MAX_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_picture_tower(width: int) -> nn.Sequential:
+    """Five strided convolutions on 64x64 pixels; only there to teach the text encoder."""
+    layers: list[nn.Module] = []
+    channels = (3, 32, 64, 128, 192, 256)
+    for before, after in pairwise(channels):
+        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.GroupNorm(8, after), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256 * 4, width))
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Token ids [B, 24], padded and cut as the pipeline does."""
+    batch = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
+    )
+    return batch.input_ids
+
+
+def info_nce(text: Tensor, picture: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy over all pairs of the batch; both [B, D], not yet normalised."""
+    logits = log_scale.exp().clamp(max=100) * F.normalize(text, dim=-1) @ F.normalize(picture, dim=-1).T
+    target = torch.arange(len(logits))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def train_text_encoder(
+    scenes: SceneSet, run: Path, recipe: TextRecipe, minutes: float
+) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Trains (or goes on training) the small CLIP in `run`; returns its text half."""
+    torch.manual_seed(recipe.seed)
+    tokenizer = new_tokenizer()
+    encoder, tower = new_text_encoder(tokenizer, recipe), new_picture_tower(recipe.width)
+    scale = nn.ParameterList([nn.Parameter(torch.tensor(2.7))])
+    ids = tokenize(tokenizer, scenes.captions)
+    loop = Loop(
+        run, {"text": encoder, "tower": tower, "scale": scale}, recipe.learning_rate, recipe.steps, every=100
+    )
+    for step in loop.steps(minutes):
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        index = torch.randint(len(scenes), (recipe.batch_size,), generator=generator)
+        pictures = to_tensor(torch.from_numpy(scenes.images[index.numpy()]))
+        with torch.autocast("cpu", torch.bfloat16):
+            text, picture = encoder(ids[index]).pooler_output, tower(pictures)
+        loop.update(info_nce(text.float(), picture.float(), scale[0]))
+    return tokenizer, encoder.eval()
+
+
+@torch.no_grad()
+def retrieval_accuracy(
+    tokenizer: CLIPTokenizer, encoder: CLIPTextModel, tower: nn.Module, scenes: SceneSet, among: int = 500
+) -> float:
+    """How often the right caption is the nearest among `among` held-out ones."""
+    text = F.normalize(encoder(tokenize(tokenizer, scenes.captions[:among])).pooler_output, dim=-1)
+    picture = F.normalize(tower(to_tensor(torch.from_numpy(scenes.images[:among]))), dim=-1)
+    return float(((picture @ text.T).argmax(1) == torch.arange(among)).float().mean())
