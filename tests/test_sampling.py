@@ -206,9 +206,9 @@ def test_decoded_pixels_are_bytes(components):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampler": "Euler A"}, "did you mean euler_a"),
-        ({"sampler": "DPM++ 2M"}, r"did you mean dpm\+\+2m\?"),
-        ({"sampler": "zzz"}, "known: ddim, pndm"),
+        ({"sampler": "Euler A"}, "Did you mean euler_a"),
+        ({"sampler": "DPM++ 2M"}, r"Did you mean dpm\+\+2m\?"),
+        ({"sampler": "zzz"}, "Known: ddim, pndm"),
         ({"steps": 0}, "steps"),
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),

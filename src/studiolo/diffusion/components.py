@@ -96,7 +96,7 @@ class Components:
                 nearest = max(1, round(side / self.vae_factor)) * self.vae_factor
                 raise StudioloError(
                     f"{name} {side} is not a positive multiple of {self.vae_factor} pixels",
-                    remedy=f"use {nearest}",
+                    remedy=f"Use {nearest}.",
                 )
         return self.unet.config.in_channels, sides[0] // self.vae_factor, sides[1] // self.vae_factor
 

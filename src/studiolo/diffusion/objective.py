@@ -102,5 +102,5 @@ def _unknown(schedule: NoiseSchedule) -> StudioloError:
     return StudioloError(
         f"unknown prediction type {schedule.prediction_type!r}",
         where="scheduler_config.json: prediction_type",
-        remedy="use epsilon, v_prediction or sample",
+        remedy="Use epsilon, v_prediction or sample.",
     )

@@ -52,25 +52,25 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             near = get_close_matches(self.sampler.lower().replace(" ", ""), SAMPLERS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"Did you mean {near[0]}? " if near else ""
             raise StudioloError(
                 f"there is no sampler {self.sampler!r}",
                 where="sampler",
-                remedy=f"{hint}known: {', '.join(SAMPLERS)}",
+                remedy=f"{hint}Known: {', '.join(SAMPLERS)}.",
             )
         if self.steps < 1:
-            raise StudioloError(f"{self.steps} steps draw nothing", where="steps", remedy="use 1 or more")
+            raise StudioloError(f"{self.steps} steps draw nothing", where="steps", remedy="Use 1 or more.")
         if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
             raise StudioloError(
                 f"{self.guidance_scale} is not a guidance scale",
                 where="guidance_scale",
-                remedy="use 0 or more",
+                remedy="Use 0 or more.",
             )
         if not 0 <= self.eta <= 1:
-            raise StudioloError(f"{self.eta} is outside 0..1", where="eta", remedy="use a value from 0 to 1")
+            raise StudioloError(f"{self.eta} is outside 0..1", where="eta", remedy="Use a value from 0 to 1.")
         if self.eta and self.sampler != "ddim":
             raise StudioloError(
-                f"{self.sampler} has no eta", where="eta", remedy="leave it at 0, or use the sampler ddim"
+                f"{self.sampler} has no eta", where="eta", remedy="Leave it at 0, or use the sampler ddim."
             )
 
     @property
@@ -95,7 +95,7 @@ def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) 
         raise StudioloError(
             f"{settings.steps} steps, but the model has {levels} noise levels",
             where="steps",
-            remedy=f"use {levels}",
+            remedy=f"Use at most {levels}.",
         )
     scheduler.set_timesteps(settings.steps)
     return scheduler

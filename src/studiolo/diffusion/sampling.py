@@ -108,7 +108,7 @@ def generate(
     if not len(prompts) == len(seeds) == len(negatives):
         raise StudioloError(f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negatives)} negative prompts")
     if batch_size < 1:
-        raise StudioloError(f"a batch of {batch_size} pictures", where="batch_size", remedy="use 1 or more")
+        raise StudioloError(f"a batch of {batch_size} pictures", where="batch_size", remedy="Use 1 or more.")
     shape = components.latent_shape(height, width)
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):

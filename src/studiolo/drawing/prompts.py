@@ -16,12 +16,21 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class PromptLine:
-    """One line of a prompt file; None means: as on the command line."""
+    """One line of a prompt file: the prompt and what the line says of its own, None where it says nothing."""
 
     prompt: str
     n: int | None = None
     seed: int | None = None
     negative: str | None = None
+
+    def or_else(self, default: PromptLine) -> PromptLine:
+        """The same prompt, with `default` wherever this line says nothing."""
+        return PromptLine(
+            self.prompt,
+            default.n if self.n is None else self.n,
+            default.seed if self.seed is None else self.seed,
+            default.negative if self.negative is None else self.negative,
+        )
 
 
 def fill_identifier(prompt: str, identifier: str | None) -> str:

@@ -63,7 +63,7 @@ def _blank(columns: int, body: int, title: str, cell: int) -> tuple[Image.Image,
     """An empty sheet with its title written; what draws on it; where the body, `body` pixels high, begins."""
     width = _GAP + columns * (cell + _GAP)
     top = _GAP + (_height([title], width - 2 * _GAP) + _GAP if title else 0)
-    sheet = Image.new("RGB", (width, top + body + _GAP), _PAPER)
+    sheet = Image.new("RGB", (width, top + body), _PAPER)
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_GAP, _GAP), title, width - 2 * _GAP)
     return sheet, draw, top

@@ -42,7 +42,9 @@ def load_components(
             components = _read_parts(path, dtype)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StudioloError(
-            f"the model folder cannot be read: {error}", where=str(path), remedy="download or export it again"
+            f"the model folder cannot be read: {error}",
+            where=str(path),
+            remedy="Download or export it again.",
         ) from error
     return components.to(device=device)
 
@@ -110,13 +112,13 @@ def _check_layout(path: Path) -> None:
         raise StudioloError(
             f"not a Stable Diffusion folder: {', '.join(missing)} missing",
             where=str(path),
-            remedy="give a folder in Diffusers layout: unet/, vae/, text_encoder/, tokenizer/, scheduler/",
+            remedy="Give a folder in Diffusers layout: unet/, vae/, text_encoder/, tokenizer/, scheduler/.",
         )
     if (path / "text_encoder_2").exists():
         raise StudioloError(
             "models with two text encoders (SDXL) cannot be loaded",
             where=str(path),
-            remedy="use a Stable Diffusion 1.x or 2.x folder",
+            remedy="Use a Stable Diffusion 1.x or 2.x folder.",
         )
 
 
@@ -127,7 +129,7 @@ def _read_network(network: Any, folder: Path, dtype: torch.dtype) -> Any:
         raise StudioloError(
             "no safetensors weights",
             where=str(folder),
-            remedy="convert the .bin weights; pickles are never run",
+            remedy="Convert the .bin weights; pickles are never run.",
         )
     module, info = network.from_pretrained(
         folder,

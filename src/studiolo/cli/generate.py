@@ -1,0 +1,107 @@
+"""`studiolo generate`: draw pictures from prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from studiolo.cli.progress import drawing_bar
+from studiolo.errors import StudioloError
+
+if TYPE_CHECKING:
+    from studiolo.diffusion.sampling import Step
+    from studiolo.drawing.model import ImageModel
+    from studiolo.drawing.prompts import PromptLine
+    from studiolo.drawing.provenance import Request
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to draw; [V] stands for the subject of the model.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A name, folder or hub id; see `studiolo models`.")
+    ] = "studiolo-base",
+    n: Annotated[int, typer.Option("-n", "--n", min=1, max=10_000, help="Pictures of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Picture i starts from the noise of seed + i.")] = 0,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What to keep away from.")] = "",
+    sampler: Annotated[
+        str, typer.Option(help="ddim, pndm, euler, euler_a, dpm++2m, dpm++2m_sde or unipc.")
+    ] = "ddim",
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[float, typer.Option(help="How strongly to follow the prompt; 1 is unguided.")] = 5.0,
+    eta: Annotated[float, typer.Option(help="Noise that ddim adds back, 0 to 1.")] = 0.0,
+    width: Annotated[int | None, typer.Option(help="Pixels; else as the model was trained.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; else as the model was trained.")] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help='Prompts, one a line; a line may end in --n 2 --seed 7 --negative "..."'
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where pictures go; none is overwritten.")] = Path(
+        "pictures"
+    ),
+    grid: Annotated[bool, typer.Option(help="Also make a contact sheet of several pictures.")] = True,
+    batch_size: Annotated[int, typer.Option(help="Pictures drawn at once, 1 to 128.")] = 8,
+    preview_every: Annotated[
+        int,
+        typer.Option(metavar="K", min=0, help="Show progress in DIR/preview.png every K steps; 0: never."),
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; else a GPU where there is one.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Draw pictures from a prompt, or from a file of prompts.
+
+    studiolo generate "a photo of [V] fox on the moon" --model my-fox -n 4 --seed 7
+
+    Each file is a PNG that says how it was made; `studiolo reproduce FILE` makes it again.
+    """
+    if (prompt is None) == (from_file is None):
+        raise StudioloError("what to draw?", remedy="Give either a prompt or --from-file FILE.")
+    from studiolo.diffusion.samplers import SamplerSettings
+    from studiolo.drawing.gallery import Gallery
+    from studiolo.drawing.model import ImageModel
+    from studiolo.drawing.prompts import PromptLine, read_prompt_file
+
+    default = PromptLine(prompt or "", n, seed, negative)
+    lines = read_prompt_file(from_file) if from_file else [default]
+    settings = SamplerSettings(sampler, steps, guidance, eta)
+    drawer = ImageModel.load(model, device, dtype)
+    requests = [request for line in lines for request in _requests(drawer, line.or_else(default))]
+    for note in drawer.notes(requests):
+        typer.echo(f"Note: {note}", err=True)
+    gallery = Gallery(out)
+    files: list[Path] = []
+    with drawing_bar(len(requests)) as advance:
+
+        def on_step(step: Step) -> None:
+            advance(step)
+            if preview_every and step.number % preview_every == 0:
+                gallery.preview(drawer.components, step)
+
+        pictures = drawer.draw(
+            requests,
+            settings,
+            width=width,
+            height=height,
+            batch_size=batch_size,
+            on_step=on_step,
+            on_picture=lambda _, picture: files.append(gallery.add(picture)),
+        )
+    if grid and len(pictures) > 1:
+        files.append(gallery.add_sheet(pictures))
+    for file in files:
+        typer.echo(file)
+
+
+def _requests(drawer: ImageModel, line: PromptLine) -> list[Request]:
+    first = line.seed or 0
+    return [drawer.request(line.prompt, first + i, line.negative or "") for i in range(line.n or 1)]

@@ -1,0 +1,41 @@
+"""The bar that `generate` and `reproduce` show: pictures done, rate, time left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from studiolo.diffusion.sampling import OnStep, Step
+
+
+@contextmanager
+def drawing_bar(pictures: int) -> Iterator[OnStep]:
+    """Yields what to call after each denoising step of `pictures` pictures; draws on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("drawing"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        task = progress.add_task("drawing", total=None, rate="")
+        row = progress.tasks[0]
+
+        def on_step(step: Step) -> None:
+            progress.update(task, advance=len(step.pictures), total=pictures * step.total)
+            done = row.completed / step.total
+            progress.update(
+                task, rate=f"{done:.1f}/{pictures} pictures, {done / (row.elapsed or 1):.2f} a second"
+            )
+
+        yield on_step
