@@ -33,7 +33,7 @@ class Step:
 OnStep = Callable[[Step], None]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_latents(
     components: Components,
     embeds: torch.Tensor,
@@ -78,7 +78,7 @@ def _predict(
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode_latents(components: Components, latents: torch.Tensor) -> np.ndarray:
     """Scaled latents [B, C, h, w] to pixels, uint8 [B, H, W, 3] in numpy."""
     vae = components.vae
@@ -130,7 +130,7 @@ def generate(
     return images
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _embed(components: Components, prompts: list[str]) -> torch.Tensor:
     """`encode_prompts`, with each different prompt encoded once."""
     unique = list(dict.fromkeys(prompts))

@@ -1,0 +1,91 @@
+"""Pictures a second of our loop against diffusers' StableDiffusionPipeline on the same weights and noise.
+
+    python benchmarks/generation.py --model studiolo-base --pictures 8 --steps 20
+
+Both draw the same pictures in turn (their largest difference is printed), and the best of several rounds
+counts. The ratio is what matters; the rate is the machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+
+from studiolo.diffusion.noise import generators
+from studiolo.diffusion.samplers import SAMPLERS, SamplerSettings, make_scheduler
+from studiolo.diffusion.sampling import generate
+from studiolo.drawing.model import ImageModel
+
+
+def main() -> None:
+    options = parse()
+    components = ImageModel.load(options.model, device=options.device).components
+    settings = SamplerSettings(options.sampler, options.steps, options.guidance)
+    prompts, seeds = [options.prompt] * options.pictures, list(range(options.pictures))
+    pipeline = StableDiffusionPipeline(
+        vae=components.vae,
+        text_encoder=components.text_encoder,
+        tokenizer=components.tokenizer,
+        unet=components.unet,
+        scheduler=make_scheduler(components.scheduler_config, settings),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def ours() -> np.ndarray:
+        return np.stack(generate(components, prompts, seeds, settings, batch_size=options.pictures))
+
+    def theirs() -> np.ndarray:
+        images = pipeline(
+            prompts,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            generator=generators(seeds),
+        ).images
+        return np.stack(images)
+
+    apart = np.abs(ours().astype(int) - theirs().astype(int)).max()  # also warms both up
+    seconds = best_of(options.rounds, {"studiolo": ours, "diffusers": theirs})
+    what = f"{settings.steps} steps of {settings.sampler}, guidance {settings.guidance_scale}"
+    print(f"{options.pictures} pictures, {what}")
+    print(f"{components.device}, {torch.get_num_threads()} threads; pictures at most {apart} of 255 apart")
+    for name, best in seconds.items():
+        print(f"{name:>10}: {options.pictures / best:8.3f} pictures/s")
+    print(f"     ratio: {seconds['diffusers'] / seconds['studiolo']:8.3f} (above 1: studiolo is faster)")
+
+
+def best_of(rounds: int, calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of the fastest of `rounds` runs of each call, run in turn."""
+    best = dict.fromkeys(calls, float("inf"))
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="studiolo-base")
+    parser.add_argument("--prompt", default="a photo of a fox on the moon")
+    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default=None)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
