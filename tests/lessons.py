@@ -47,7 +47,7 @@ def teach(given: dict[str, Path], out: Path, **settings: Any) -> ImageModel:
 
 def rows(run: Path, *columns: str) -> list[tuple[str, ...]]:
     """The columns of metrics.csv as they are written; by default those that no clock decides."""
-    columns = columns or ("step", "loss", "loss_instance", "loss_prior", "lr_unet", "lr_text", "grad_norm")
+    columns = columns or ("step", "loss_instance", "loss_prior", "loss", "lr", "lr_text", "grad_norm")
     with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
         return [tuple(row[column] for column in columns) for row in csv.DictReader(file)]
 

@@ -17,7 +17,7 @@ def test_tensorboard_holds_the_scalars_and_the_previews(tmp_path):
         lesson(tmp_path / "lesson"), run, trackers=["tensorboard"], steps=2, previews={"every": 2, "steps": 1}
     )
     events = reader.EventAccumulator(str(run / "tensorboard")).Reload()
-    for column in ("loss_instance", "loss_prior", "lr_unet", "lr_text", "grad_norm"):
+    for column in ("loss_instance", "loss_prior", "lr", "lr_text", "grad_norm"):
         written = [float(value) for (value,) in rows(run, column)]
         assert [event.value for event in events.Scalars(column)] == pytest.approx(written)
         assert [event.step for event in events.Scalars(column)] == [1, 2]

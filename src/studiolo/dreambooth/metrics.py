@@ -19,18 +19,18 @@ from studiolo.store.files import atomic_path
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is known of optimizer step number `step` (from 1). Rates are those that it was taken with.
+    """What is known of optimizer step number `step` (from 1).
 
-    `loss` = `loss_instance` + prior_weight * `loss_prior`; `grad_norm` is of all gradients before clipping;
-    `images_per_second` counts both halves on all devices; `memory_mb` is the peak so far (of the GPU, or
-    else of the process).
+    `loss` = `loss_instance` + prior_weight * `loss_prior`; `lr` (of the U-Net) and `lr_text` are the rates that the
+    step was taken with; `grad_norm` is of all gradients before clipping; `images_per_second` counts both halves on
+    all devices; `memory_mb` is the peak so far, of the GPU or else of the process.
     """
 
     step: int
-    loss: float
     loss_instance: float
     loss_prior: float
-    lr_unet: float
+    loss: float
+    lr: float
     lr_text: float
     grad_norm: float
     images_per_second: float
@@ -48,10 +48,10 @@ class StepRecord:
         factor = rate_factor(recipe, step - 1)
         return cls(
             step=step,
-            loss=instance + recipe.prior_weight * prior,
             loss_instance=instance,
             loss_prior=prior,
-            lr_unet=factor * recipe.learning_rate * recipe.train_unet,
+            loss=instance + recipe.prior_weight * prior,
+            lr=factor * recipe.learning_rate * recipe.train_unet,
             lr_text=factor * recipe.text_learning_rate * recipe.text_trains_at(step - 1),
             grad_norm=grad_norm,
             images_per_second=round(images / seconds, 3),
