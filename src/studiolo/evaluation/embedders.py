@@ -1,0 +1,134 @@
+"""What two pictures are compared by: the independent eye, or DINO or CLIP where their weights can be had.
+
+A score holds for its embedder alone: DINO's figures cannot be set beside the eye's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from studiolo.errors import StudioloError
+from studiolo.evaluation.eye import Eye, as_pixels, shipped_eye
+
+
+class Embedder(Protocol):
+    """Pictures in, unit vectors out."""
+
+    @property
+    def name(self) -> str: ...
+
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit vectors [N, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class EyeEmbedder:
+    """The eye's embedding of the drawn thing."""
+
+    eye: Eye
+    name: str = "eye"
+
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        return self.eye.embed(images)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """How a network wants its pictures: resized to `resize`, cut to the middle `crop` pixels, normalised."""
+
+    resize: int
+    crop: int
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        margin = (self.resize - self.crop) // 2
+        pixels = (as_pixels(images, self.resize) + 1) / 2
+        pixels = pixels[..., margin : margin + self.crop, margin : margin + self.crop]
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
+        return (pixels - mean) / deviation
+
+
+@dataclass(frozen=True)
+class TransformerEmbedder:
+    """A vision transformer of the transformers library; `read` takes the vectors [N, D] from its output."""
+
+    name: str
+    network: Any
+    prepare: _Preparation
+    read: Callable[[Any], Tensor]
+    batch_size: int = 16
+
+    @torch.no_grad()
+    def embed(self, images: Sequence[Image.Image]) -> Tensor:
+        parts = self.prepare(images).split(self.batch_size)
+        return F.normalize(torch.cat([self.read(self.network(part)) for part in parts]), dim=1)
+
+
+def load_embedder(name: str = "eye", folder: str | Path | None = None) -> Embedder:
+    """The embedder of that name: eye, dino (ViT-S/16, the CLS token) or clip (ViT-B/32, image features).
+
+    DINO and CLIP are prepared as in the paper's evaluation (resize 256 bicubic, crop 224; resize 224).
+
+    Args:
+        folder: of weights in the format of transformers; by default they come from the hub or its cache.
+
+    Raises:
+        StudioloError: no embedder of that name, or its weights cannot be had.
+    """
+    if name not in _EMBEDDERS:
+        raise StudioloError(
+            f"there is no embedder {name!r}", where="embedder", remedy=f"Use one of {', '.join(_EMBEDDERS)}."
+        )
+    return _EMBEDDERS[name](folder)
+
+
+def _eye(folder: str | Path | None) -> Embedder:
+    return EyeEmbedder(Eye.load(folder) if folder else shipped_eye())
+
+
+def _dino(folder: str | Path | None) -> Embedder:
+    from transformers import ViTModel
+
+    source = folder or "facebook/dino-vits16"
+    network = _pretrained(
+        lambda **options: ViTModel.from_pretrained(source, add_pooling_layer=False, **options), source
+    )
+    prepare = _Preparation(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return TransformerEmbedder("dino", network, prepare, lambda output: output.last_hidden_state[:, 0])
+
+
+def _clip(folder: str | Path | None) -> Embedder:
+    from transformers import CLIPVisionModelWithProjection
+
+    source = folder or "openai/clip-vit-base-patch32"
+    network = _pretrained(
+        lambda **options: CLIPVisionModelWithProjection.from_pretrained(source, **options), source
+    )
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return TransformerEmbedder(
+        "clip", network, _Preparation(224, 224, mean, deviation), lambda output: output.image_embeds
+    )
+
+
+_EMBEDDERS: dict[str, Callable[[str | Path | None], Embedder]] = {"eye": _eye, "dino": _dino, "clip": _clip}
+
+
+def _pretrained(load: Callable[..., Any], source: str | Path) -> Any:
+    try:
+        return load(use_safetensors=True).eval().requires_grad_(False)
+    except Exception as error:  # the hub's clients raise errors of several libraries for "no network" alone
+        raise StudioloError(
+            f"the weights cannot be had ({type(error).__name__})",
+            where=source,
+            remedy="Connect to the hub, name a folder that holds them, or use --embedder eye.",
+        ) from error

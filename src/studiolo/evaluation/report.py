@@ -1,0 +1,157 @@
+"""The report of a score: report.json, a page that needs nothing else, and a contact sheet."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from studiolo.drawing.sheet import comparison_table, contact_sheet
+from studiolo.evaluation.exam import CONTEXTS, Exam
+from studiolo.evaluation.portfolio import Portfolio
+from studiolo.store.files import atomic_path
+
+MEANINGS: dict[str, str] = {
+    "fidelity.subject": "likeness of the subject's pictures to the training images (higher is better)",
+    "fidelity.base": "the same for the base model asked for the class: what the noun alone gives",
+    "fidelity.real": "likeness of the training images to each other: what can be reached",
+    "context.subject": "share of the subject's pictures on the background that was asked for",
+    "context.base": "the same for the base model asked for the class",
+    "noun.subject_top1": "share of the subject's pictures in which the eye sees the class noun first",
+    "noun.subject_top5": "the same among the first five of its nouns",
+    "noun.base_top1": "the first for the base model asked for the class",
+    "noun.base_top5": "the second for the base model asked for the class",
+    "drift.class_distance": "how far pictures of the class moved, same prompts and seeds (0: not at all)",
+    "drift.class_likeness_before": "likeness of the base model's class pictures to the training images",
+    "drift.class_likeness": "the same after teaching: above the value before, the class becomes the subject",
+    "drift.class_context_before": "share of class pictures on the background asked for, before",
+    "drift.class_context": "the same after teaching",
+    "drift.class_top1_before": "share of class pictures in which the eye sees the class noun first, before",
+    "drift.class_top1": "the same after teaching",
+    "drift.unrelated_distance": "how far pictures of unrelated things moved, same prompts and seeds",
+    "drift.unrelated_context_before": "share of unrelated pictures on the background asked for, before",
+    "drift.unrelated_context": "the same after teaching",
+    "drift.unrelated_top1_before": "share of unrelated pictures in which the eye sees the noun first, before",
+    "drift.unrelated_top1": "the same after teaching",
+    "diversity.class_before": "mean distance among the base model's class pictures",
+    "diversity.class": "the same after teaching: a fall says that the class has narrowed",
+    "copying.nearest_mean": "likeness of a subject picture to the nearest training image, mean",
+    "copying.nearest_max": "the same, largest",
+    "copying.pixels_mean": "correlation of its pixels with the nearest training image, mirrored or not, mean",
+    "copying.pixels_max": "the same, largest: near 1 is a copy, background and all",
+}
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td{padding:.2rem .8rem;border-bottom:1px solid #ddd}
+td.number{text-align:right;font-variant-numeric:tabular-nums}h1,h2{line-height:1.2}
+img{max-width:100%;image-rendering:pixelated;border:1px solid #ddd}small{color:#666}
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """`scores` by group and name, the `facts` of how they were made, and the pictures.
+
+    `before` are the base model's pictures, `after` the taught model's.
+    """
+
+    facts: dict[str, Any]
+    scores: dict[str, dict[str, float]]
+    exam: Exam
+    training: Sequence[Image.Image]
+    before: Portfolio
+    after: Portfolio
+
+    def as_dict(self) -> dict[str, Any]:
+        """What report.json holds."""
+        return {**self.facts, "scores": self.scores}
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes report.json, report.html and sheet.png to `folder`, each whole or not at all."""
+        folder = Path(folder)
+        with atomic_path(folder / "sheet.png") as temporary:
+            self.sheet().save(temporary)
+        with atomic_path(folder / "report.html") as temporary:
+            temporary.write_text(self.html(), encoding="utf-8")
+        with atomic_path(folder / "report.json") as temporary:
+            temporary.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    def sheet(self) -> Image.Image:
+        """Contexts in columns, of the first seed: the base's class pictures, the subject, the class now."""
+        noun, identifier = self.facts["class_noun"], self.facts["identifier"]
+        rows = {
+            f"{self.facts['base']}: a {noun}": self.before.class_pictures,
+            f"{self.facts['model']}: {identifier} {noun} (the subject)": self.after.subject_pictures,
+            f"{self.facts['model']}: a {noun}": self.after.class_pictures,
+        }
+        images = [[pictures[part][0] for part in self.exam.columns()] for pictures in rows.values()]
+        title = f"{self.facts['model']} against {self.facts['base']}, seed {self.exam.seed}"
+        return comparison_table(
+            images, row_captions=list(rows), column_captions=list(CONTEXTS), title=title, cell=128
+        )
+
+    def html(self) -> str:
+        """A page with every number of report.json and all the pictures, in one file without scripts."""
+        title = html.escape(f"{self.facts['model']}: scores")
+        embedder = html.escape(self.facts["embedder"])
+        return (
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+            f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+            f"<p>Likeness is a cosine of embeddings by <b>{embedder}</b>; what is to be seen in a picture "
+            f"is judged by the independent eye.</p>\n{_picture(self.sheet(), 'base and subject')}\n"
+            f"{self._tables()}{self._gallery()}</body></html>\n"
+        )
+
+    def _tables(self) -> str:
+        tables = {
+            group.capitalize(): [
+                _row(key.replace("_", " "), value, MEANINGS[f"{group}.{key}"])
+                for key, value in values.items()
+            ]
+            for group, values in self.scores.items()
+        }
+        tables["How it was made"] = [_row(key, value, "") for key, value in self.facts.items()]
+        return "".join(f"<h2>{name}</h2>\n<table>{''.join(rows)}</table>\n" for name, rows in tables.items())
+
+    def _gallery(self) -> str:
+        """Every picture: one sheet a set, contexts in columns, seeds in rows."""
+        model, base = self.facts["model"], self.facts["base"]
+        unrelated = self.exam.unrelated_prompts()
+        sheets = {
+            "Training images": contact_sheet(self.training, cell=128),
+            f"The subject, drawn by {model}": self._table(self.after.subject_pictures, CONTEXTS),
+            f"The class, drawn by {base}": self._table(self.before.class_pictures, CONTEXTS),
+            f"The class, drawn by {model}": self._table(self.after.class_pictures, CONTEXTS),
+            f"Unrelated things, drawn by {base}": self._table(self.before.unrelated_pictures, unrelated),
+            f"Unrelated things, drawn by {model}": self._table(self.after.unrelated_pictures, unrelated),
+        }
+        return "".join(
+            f"<h2>{html.escape(name)}</h2>\n{_picture(sheet, name)}\n" for name, sheet in sheets.items()
+        )
+
+    def _table(self, pictures: Sequence[Image.Image], columns: Iterable[str]) -> Image.Image:
+        rows = list(zip(*(pictures[part] for part in self.exam.columns()), strict=True))
+        seeds = [f"seed {self.exam.seed + i}" for i in range(self.exam.n)]
+        return comparison_table(rows, row_captions=seeds, column_captions=list(columns), cell=128)
+
+
+def _row(name: str, value: object, meaning: str) -> str:
+    number = ' class="number"' if isinstance(value, int | float) else ""
+    cells = f"<td>{html.escape(name)}</td><td{number}>{html.escape(str(value))}</td>"
+    return f"<tr>{cells}<td><small>{html.escape(meaning)}</small></td></tr>\n"
+
+
+def _picture(image: Image.Image, name: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(name, quote=True)}" src="data:image/png;base64,{data}">'

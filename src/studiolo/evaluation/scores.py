@@ -1,0 +1,227 @@
+"""`studiolo score`: how well a taught model knows its subject, and what it forgot for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from studiolo.diffusion.sampling import OnStep, SamplerSettings
+from studiolo.drawing.model import ImageModel
+from studiolo.dreambooth.subject import load_subject
+from studiolo.errors import StudioloError
+from studiolo.evaluation import measures
+from studiolo.evaluation.embedders import Embedder, load_embedder
+from studiolo.evaluation.exam import Exam
+from studiolo.evaluation.eye import Eye, shipped_eye
+from studiolo.evaluation.portfolio import Portfolio
+from studiolo.evaluation.report import Report
+
+Scores = dict[str, dict[str, float]]
+Bar = Callable[[int], AbstractContextManager[OnStep]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Those who look at the pictures: the embedder for likeness, the eye for what is to be seen.
+
+    Args:
+        training: the images that the subject was learned from.
+    """
+
+    exam: Exam
+    training: Sequence[Image.Image]
+    embedder: Embedder
+    eye: Eye
+
+    def scores(self, before: Portfolio, after: Portfolio) -> Scores:
+        """All scores of the taught model `after` against the untaught `before`; rounded to four digits.
+
+        `before` was asked for the class where `after` was asked for the subject.
+        """
+        subject = self._seen(after.subject_pictures, self._class_nouns, "subject")
+        groups = {
+            "fidelity": self._fidelity(before, after),
+            "context": {"subject": subject["context"]},
+            "noun": {key: value for key, value in subject.items() if key != "context"},
+            "drift": self._drift(before, after),
+            "diversity": self._diversity(before, after),
+            "copying": self._copying(after),
+        }
+        base = self._seen(before.class_pictures, self._class_nouns, "base")
+        groups["context"]["base"] = base.pop("context")
+        groups["noun"] |= base
+        return {group: {k: round(v, 4) for k, v in values.items()} for group, values in groups.items()}
+
+    @property
+    def _class_nouns(self) -> list[str]:
+        return [self.exam.class_noun] * len(self.exam.backgrounds)
+
+    def _seen(self, pictures: Sequence[Image.Image], nouns: Sequence[str], who: str) -> dict[str, float]:
+        """Accuracy of the contexts, and of the nouns where the eye knows them."""
+        verdict = self.eye.classify(pictures)
+        asked = [self.eye.backgrounds.index(name) for name in self.exam.backgrounds]
+        seen = {"context": measures.accuracy(verdict.background, asked)}
+        if set(nouns) <= set(self.eye.nouns):
+            numbers = [self.eye.nouns.index(noun) for noun in nouns]
+            for among in (1, 5):
+                seen[f"{who}_top{among}"] = measures.accuracy(verdict.noun, numbers, among)
+        return seen
+
+    def _fidelity(self, before: Portfolio, after: Portfolio) -> dict[str, float]:
+        training = self.embedder.embed(self.training)
+        found = {
+            "subject": measures.fidelity(self.embedder.embed(after.subject_pictures), training),
+            "base": measures.fidelity(self.embedder.embed(before.class_pictures), training),
+        }
+        if len(training) > 1:
+            found["real"] = measures.mutual_similarity(training)
+        return found
+
+    def _drift(self, before: Portfolio, after: Portfolio) -> dict[str, float]:
+        training, embed = self.embedder.embed(self.training), self.embedder.embed
+        old, new = embed(before.class_pictures), embed(after.class_pictures)
+        found = {
+            "class_distance": measures.drift(old, new),
+            "class_likeness_before": measures.fidelity(old, training),
+            "class_likeness": measures.fidelity(new, training),
+            "unrelated_distance": measures.drift(
+                embed(before.unrelated_pictures), embed(after.unrelated_pictures)
+            ),
+        }
+        for who, nouns, pictures, old_pictures in (
+            ("class", self._class_nouns, after.class_pictures, before.class_pictures),
+            ("unrelated", self.exam.unrelated_nouns, after.unrelated_pictures, before.unrelated_pictures),
+        ):
+            for suffix, images in (("_before", old_pictures), ("", pictures)):
+                seen = self._seen(images, nouns, who)
+                found |= {f"{who}_{key}{suffix}": seen[key] for key in seen if key.endswith("context")}
+                found |= {f"{key}{suffix}": seen[key] for key in seen if key.endswith("top1")}
+        return found
+
+    def _diversity(self, before: Portfolio, after: Portfolio) -> dict[str, float]:
+        return {
+            "class_before": measures.diversity(self.embedder.embed(before.class_pictures)),
+            "class": measures.diversity(self.embedder.embed(after.class_pictures)),
+        }
+
+    def _copying(self, after: Portfolio) -> dict[str, float]:
+        pictures = after.subject_pictures
+        near = measures.nearest(self.embedder.embed(pictures), self.embedder.embed(self.training))
+        pixels = measures.nearest_pixels(pictures, self.training)
+        return {
+            "nearest_mean": float(near.mean()),
+            "nearest_max": float(near.max()),
+            "pixels_mean": float(pixels.mean()),
+            "pixels_max": float(pixels.max()),
+        }
+
+
+def score(
+    model: str | Path | ImageModel,
+    *,
+    n: int = 4,
+    seed: int = 0,
+    steps: int = 30,
+    guidance_scale: float = 5.0,
+    embedder: str | Embedder = "eye",
+    baseline: str | Path | None = None,
+    images: str | Path | Sequence[str | Path] | None = None,
+    out: str | Path | None = None,
+    bar: Bar | None = None,
+) -> Report:
+    """Draws the exam with the taught model and with its base, and measures both.
+
+    Args:
+        model: a taught subject: its name, its run folder, or the loaded model.
+        n: pictures of each prompt.
+        embedder: what likeness is measured by (see `load_embedder`).
+        baseline: the untaught model; by default the one that the subject's card names.
+        images: the training images, where they do not lie any more where the recipe says.
+        out: a folder for report.json, report.html and sheet.png.
+        bar: given the number of pictures, a context that yields what to call after every denoising step.
+
+    Raises:
+        StudioloError: the model has learned no subject, or its base, images or embedder cannot be had.
+    """
+    if n < 1:
+        raise StudioloError(f"{n} pictures of each prompt", where="n", remedy="Use 1 or more.")
+    judge_by = load_embedder(embedder) if isinstance(embedder, str) else embedder
+    taught = model if isinstance(model, ImageModel) else ImageModel.load(model)
+    exam = Exam(_class_noun(taught), n, seed, SamplerSettings(steps=steps, guidance_scale=guidance_scale))
+    training = training_images(taught, images)
+    base = ImageModel.load(baseline or taught.ref.card["base"]["name"])
+    with (bar or _no_bar)(exam.pictures(subject=True) + exam.pictures(subject=False)) as on_step:
+        after = exam.draw(taught.components, taught.identifier, on_step)
+        before = exam.draw(base.components, None, on_step)
+    scores = Judge(exam, training, judge_by, shipped_eye()).scores(before, after)
+    report = Report(_facts(taught, base, exam, judge_by), scores, exam, training, before, after)
+    if out is not None:
+        report.save(out)
+    return report
+
+
+def _no_bar(pictures: int) -> AbstractContextManager[OnStep]:
+    return nullcontext(lambda step: None)
+
+
+def _class_noun(model: ImageModel) -> str:
+    noun = model.ref.card.get("class_noun")
+    if not noun or not model.identifier:
+        raise StudioloError(
+            "this model has learned no subject",
+            where=model.ref.name,
+            remedy="Name a taught model; `studiolo models list` shows them.",
+        )
+    return noun
+
+
+def training_images(
+    model: ImageModel, images: str | Path | Sequence[str | Path] | None = None
+) -> list[Image.Image]:
+    """The images that the model was taught with, checked by their hashes.
+
+    Raises:
+        StudioloError: they are not where the recipe says (or `images`), or they are others.
+    """
+    card = model.ref.card
+    size = model.components.image_size
+    remedy = "Say where the images lie now: --images DIR (images=DIR)."
+    try:
+        subject = load_subject(images or card["recipe"]["images"], card["class_noun"], min_size=size)
+    except StudioloError as error:
+        raise StudioloError(
+            f"the training images cannot be read: {error.message}", where=error.where, remedy=remedy
+        ) from error
+    missing = {image["sha256"] for image in card["data"]["images"]} - {
+        image.sha256 for image in subject.images
+    }
+    if missing:
+        raise StudioloError(
+            f"{len(missing)} of the training images are not there, or have changed",
+            where=model.ref.name,
+            remedy=remedy,
+        )
+    return [image.image for image in subject.images]
+
+
+def _facts(taught: ImageModel, base: ImageModel, exam: Exam, embedder: Embedder) -> dict[str, Any]:
+    """What was scored, and how."""
+    card = taught.ref.card
+    return {
+        "model": taught.ref.name,
+        "fingerprint": taught.fingerprint,
+        "base": base.ref.name,
+        "base_fingerprint": base.fingerprint,
+        "class_noun": exam.class_noun,
+        "identifier": taught.identifier,
+        "training_images": len(card["data"]["images"]),
+        "embedder": embedder.name,
+        "n": exam.n,
+        "seed": exam.seed,
+        **exam.settings.as_dict(),
+    }
