@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from studiolo.diffusion.conditioning import encode_prompts, lost_text, tokenize
 from studiolo.diffusion.samplers import SamplerSettings
@@ -137,8 +137,6 @@ def test_weights_of_another_shape_are_told(tmp_path):
 
 
 def test_missing_weights_are_not_filled_with_noise(tmp_path):
-    from safetensors.torch import save_file
-
     for part, name in (("text_encoder", "model"), ("unet", "diffusion_pytorch_model")):
         folder = tiny_folder(tmp_path / part)
         file = folder / part / f"{name}.safetensors"
@@ -154,3 +152,24 @@ def test_two_text_encoders_are_refused(tmp_path):
     shutil.copytree(folder / "text_encoder", folder / "text_encoder_2")
     with pytest.raises(StudioloError, match="SDXL"):
         load_components(folder)
+
+
+def test_a_folder_as_stable_diffusion_1_was_published(folder, tmp_path):
+    """vocab.json, merges.txt and no tokenizer.json; weights named text_model.*, position ids too."""
+    old = shutil.copytree(folder, tmp_path / "old")
+    expected = load_components(folder)
+    expected.tokenizer.backend_tokenizer.model.save(str(old / "tokenizer"))
+    (old / "tokenizer" / "tokenizer.json").unlink()
+    file = old / "text_encoder" / "model.safetensors"
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()
+    }
+    save_file(
+        weights | {"text_model.embeddings.position_ids": torch.arange(24)[None]},
+        file,
+        metadata={"format": "pt"},
+    )
+    back = load_components(old)
+    assert back.fingerprint() == expected.fingerprint()
+    prompts = [PROMPT, "", "été ♥ DOG's 3d", "dog " * 40]
+    assert torch.equal(tokenize(back, prompts), tokenize(expected, prompts))
