@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from studiolo.diffusion.conditioning import encode_prompts, lost_text, tokenize
@@ -173,3 +173,19 @@ def test_a_folder_as_stable_diffusion_1_was_published(folder, tmp_path):
     assert back.fingerprint() == expected.fingerprint()
     prompts = [PROMPT, "", "été ♥ DOG's 3d", "dog " * 40]
     assert torch.equal(tokenize(back, prompts), tokenize(expected, prompts))
+
+
+def test_parts_of_different_models_are_told(folder, tmp_path):
+    mixed = shutil.copytree(folder, tmp_path / "mixed")
+    config = json.loads((mixed / "tokenizer" / "tokenizer_config.json").read_text())
+    (mixed / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 77}))
+    with pytest.raises(StudioloError, match="longest text is 77, and 24 is wanted"):
+        load_components(mixed)
+
+
+def test_an_inpainting_unet_is_refused(tmp_path):
+    components = tiny_components()
+    components.unet = UNet2DConditionModel.from_config(components.unet.config, in_channels=9)
+    save_components(components, tmp_path / "inpainting")
+    with pytest.raises(StudioloError, match="latent channels is 4, and 9 is wanted"):
+        load_components(tmp_path / "inpainting")

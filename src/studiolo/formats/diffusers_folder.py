@@ -46,6 +46,7 @@ def load_components(
             where=str(path),
             remedy="Download or export it again.",
         ) from error
+    _check_fit(components, path)
     return components.to(device=device)
 
 
@@ -120,6 +121,23 @@ def _check_layout(path: Path) -> None:
             where=str(path),
             remedy="Use a Stable Diffusion 1.x or 2.x folder.",
         )
+
+
+def _check_fit(components: Components, path: Path) -> None:
+    """Refuses parts that do not belong together, and U-Nets that want more than noise and text."""
+    text, vae, unet = components.text_encoder.config, components.vae.config, components.unet.config
+    longest, positions = components.tokenizer.model_max_length, text.max_position_embeddings
+    for what, has, wanted in (
+        ("the text encoder's width", text.hidden_size, unet.cross_attention_dim),
+        ("the VAE's number of latent channels", vae.latent_channels, unet.in_channels),
+        ("the tokenizer's longest text", max(longest, positions), positions),  # a shorter one does fit
+    ):
+        if has != wanted:
+            raise StudioloError(
+                f"the parts do not fit together: {what} is {has}, and {wanted} is wanted",
+                where=path,
+                remedy="Give a text-to-image model; inpainting and depth models are not supported.",
+            )
 
 
 def _read_network(network: Any, folder: Path, dtype: torch.dtype) -> Any:
