@@ -55,13 +55,15 @@ def _share(hits: Tensor) -> float:
 def identity_scores(eye: Eye, bank: SpriteBank) -> dict[str, float]:
     """Of held-out sprites in scenes of their own: similarity to the same sprite in other scenes, to other
     drawings of the same noun, and to other nouns; and how well the first is told from the other two (area
-    under the ROC)."""
+    under the ROC). How often the eye sees their noun is what noun accuracies of these subjects can reach."""
     composer = Composer(bank, 0)
     subjects = sorted(HELD_OUT & set(bank.sprites))
     others = sorted(set(bank.sprites) - set(subjects))
     related = [key for key in others if key[0] in {noun for noun, _ in subjects}]
     keys = subjects + related + others[:: max(1, len(others) // 60)]
     embeddings = {key: eye.embed(_views(composer, key)) for key in dict.fromkeys(keys)}
+    nouns = torch.tensor([eye.nouns.index(noun) for noun, _ in subjects]).repeat_interleave(VIEWS)
+    best = torch.cat([eye.classify(_views(composer, key)).noun.topk(5).indices for key in subjects])
     same: list[Tensor] = []
     noun: list[Tensor] = []
     other: list[Tensor] = []
@@ -73,6 +75,8 @@ def identity_scores(eye: Eye, bank: SpriteBank) -> dict[str, float]:
                 (noun if key[0] == subject[0] else other).append((embeddings[subject] @ views.T).flatten())
     same_, noun_, other_ = torch.cat(same), torch.cat(noun), torch.cat(other)
     return {
+        "noun_top1": _share(best[:, 0] == nouns),
+        "noun_top5": _share((best == nouns[:, None]).any(1)),
         "same_sprite": round(float(same_.mean()), 4),
         "same_noun": round(float(noun_.mean()), 4),
         "other_noun": round(float(other_.mean()), 4),

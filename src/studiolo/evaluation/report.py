@@ -28,6 +28,8 @@ MEANINGS: dict[str, str] = {
     "noun.subject_top5": "the same among the first five of its nouns",
     "noun.base_top1": "the first for the base model asked for the class",
     "noun.base_top5": "the second for the base model asked for the class",
+    "noun.real_top1": "the first for the training images: what can be reached, if the eye knows such a one",
+    "noun.real_top5": "the second for the training images",
     "drift.class_distance": "how far pictures of the class moved, same prompts and seeds (0: not at all)",
     "drift.class_likeness_before": "likeness of the base model's class pictures to the training images",
     "drift.class_likeness": "the same after teaching: above the value before, the class becomes the subject",
@@ -48,6 +50,7 @@ MEANINGS: dict[str, str] = {
     "copying.pixels_max": "the same, largest: near 1 is a copy, background and all",
 }
 
+_CELL = 128
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td{padding:.2rem .8rem;border-bottom:1px solid #ddd}
@@ -86,18 +89,24 @@ class Report:
         return folder
 
     def sheet(self) -> Image.Image:
-        """Contexts in columns, of the first seed: the base's class pictures, the subject, the class now."""
+        """The training images; below them, in the contexts and of the first seed, the base's pictures of the
+        class, the subject, and the class as it is now."""
         noun, identifier = self.facts["class_noun"], self.facts["identifier"]
         rows = {
             f"{self.facts['base']}: a {noun}": self.before.class_pictures,
             f"{self.facts['model']}: {identifier} {noun} (the subject)": self.after.subject_pictures,
             f"{self.facts['model']}: a {noun}": self.after.class_pictures,
         }
-        images = [[pictures[part][0] for part in self.exam.columns()] for pictures in rows.values()]
-        title = f"{self.facts['model']} against {self.facts['base']}, seed {self.exam.seed}"
-        return comparison_table(
-            images, row_captions=list(rows), column_captions=list(CONTEXTS), title=title, cell=128
+        table = comparison_table(
+            [[pictures[part][0] for part in self.exam.columns()] for pictures in rows.values()],
+            row_captions=list(rows),
+            column_captions=list(CONTEXTS),
+            title=f"{self.facts['model']} against {self.facts['base']}, seed {self.exam.seed}",
+            cell=_CELL,
         )
+        columns = len(CONTEXTS) + 1
+        taught = contact_sheet(self.training[:columns], columns=columns, title="What was taught", cell=_CELL)
+        return _stacked(taught, table)
 
     def html(self) -> str:
         """A page with every number of report.json and all the pictures, in one file without scripts."""
@@ -127,7 +136,7 @@ class Report:
         model, base = self.facts["model"], self.facts["base"]
         unrelated = self.exam.unrelated_prompts()
         sheets = {
-            "Training images": contact_sheet(self.training, cell=128),
+            "Training images": contact_sheet(self.training, cell=_CELL),
             f"The subject, drawn by {model}": self._table(self.after.subject_pictures, CONTEXTS),
             f"The class, drawn by {base}": self._table(self.before.class_pictures, CONTEXTS),
             f"The class, drawn by {model}": self._table(self.after.class_pictures, CONTEXTS),
@@ -141,7 +150,14 @@ class Report:
     def _table(self, pictures: Sequence[Image.Image], columns: Iterable[str]) -> Image.Image:
         rows = list(zip(*(pictures[part] for part in self.exam.columns()), strict=True))
         seeds = [f"seed {self.exam.seed + i}" for i in range(self.exam.n)]
-        return comparison_table(rows, row_captions=seeds, column_captions=list(columns), cell=128)
+        return comparison_table(rows, row_captions=seeds, column_captions=list(columns), cell=_CELL)
+
+
+def _stacked(above: Image.Image, below: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
+    sheet.paste(above, (0, 0))
+    sheet.paste(below, (0, above.height))
+    return sheet
 
 
 def _row(name: str, value: object, meaning: str) -> str:

@@ -47,7 +47,7 @@ class Judge:
         groups = {
             "fidelity": self._fidelity(before, after),
             "context": {"subject": subject["context"]},
-            "noun": {key: value for key, value in subject.items() if key != "context"},
+            "noun": {key: value for key, value in subject.items() if key != "context"} | self._real_nouns(),
             "drift": self._drift(before, after),
             "diversity": self._diversity(before, after),
             "copying": self._copying(after),
@@ -71,6 +71,14 @@ class Judge:
             for among in (1, 5):
                 seen[f"{who}_top{among}"] = measures.accuracy(verdict.noun, numbers, among)
         return seen
+
+    def _real_nouns(self) -> dict[str, float]:
+        """How often the eye sees the class noun in the training images: it may not know such a one."""
+        if self.exam.class_noun not in self.eye.nouns:
+            return {}
+        noun = self.eye.classify(self.training).noun
+        asked = [self.eye.nouns.index(self.exam.class_noun)] * len(noun)
+        return {f"real_top{among}": measures.accuracy(noun, asked, among) for among in (1, 5)}
 
     def _fidelity(self, before: Portfolio, after: Portfolio) -> dict[str, float]:
         training = self.embedder.embed(self.training)
