@@ -70,6 +70,12 @@ def test_other_tools_can_read_the_settings(subject, tmp_path):
     assert facts.startswith("Steps: 3, Sampler: ddim, CFG scale: 5.0, Seed: 7, Size: 32x32, Model hash: ")
 
 
+def test_another_format_is_refused(subject, tmp_path):
+    with pytest.raises(StudioloError, match=r"fox\.jpg: pictures are PNG files"):
+        draw(subject, n=1)[0].save(tmp_path / "fox.jpg")
+    assert not (tmp_path / "fox.jpg").exists()
+
+
 def test_the_file_tells_nothing_of_its_maker(subject, tmp_path):
     data = draw(subject)[0].png()
     assert str(tmp_path).encode() not in data

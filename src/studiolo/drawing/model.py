@@ -42,7 +42,13 @@ class Picture:
         return to_png(self.image, self.record)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the PNG file to `path` (its name should end in .png) and returns the path."""
+        """Writes the PNG file to `path`, which must end in .png, and returns the path."""
+        if Path(path).suffix.lower() != ".png":
+            raise StudioloError(
+                "pictures are PNG files, which carry how they were made",
+                where=path,
+                remedy="End the name in .png, or save `picture.image`, which is a PIL image.",
+            )
         with atomic_path(path) as temporary:
             temporary.write_bytes(self.png())
         return Path(path)
