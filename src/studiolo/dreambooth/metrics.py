@@ -21,9 +21,9 @@ from studiolo.store.files import atomic_path
 class StepRecord:
     """What is known of optimizer step number `step` (from 1).
 
-    `loss` = `loss_instance` + prior_weight * `loss_prior`; `lr` (of the U-Net) and `lr_text` are the rates that
-    the step was taken with; `grad_norm` is of all gradients before clipping; `images_per_second` counts both
-    halves on all devices; `memory_mb` is the peak so far, of the GPU or else of the process.
+    `loss` = `loss_instance` + prior_weight * `loss_prior`; `lr` (of the U-Net) and `lr_text` are the rates
+    that the step was taken with; `grad_norm` is of all gradients before clipping; `images_per_second` counts
+    both halves on all devices; `memory_mb` is the peak so far, of the GPU or else of the process.
     """
 
     step: int
