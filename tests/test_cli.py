@@ -37,8 +37,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 IMPORT = "import studiolo"
 HELP = """
 import sys
+import typer
 from studiolo.cli.main import app, main
-for command in ["", *(info.name for info in app.registered_commands + app.registered_groups)]:
+for command in ["", *typer.main.get_command(app).commands]:
     sys.argv = ["studiolo", *command.split(), "--help"]
     try:
         main()

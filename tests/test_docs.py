@@ -21,7 +21,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WEIGHTS = ROOT / "src" / "studiolo" / "base" / "weights" / "model_index.json"
+BASE = ROOT / "src" / "studiolo" / "base"
+SHIPPED = [BASE / "weights" / "model_index.json", BASE / "eye" / "labels.json"]
 
 _BLOCK = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->")
@@ -45,7 +46,11 @@ def blocks(page: Path) -> list[Block]:
         for shown, run in _SHORTER.findall(comments):
             assert shown in code, f"{page.name}: '{shown}' is not in the block below that comment"
             code = code.replace(shown, run)
-        if not _NOT_RUN.search(comments):
+        if _NOT_RUN.search(comments):
+            continue
+        if language == "python" and found and found[-1].language == "python":
+            found[-1] = Block("python", f"{found[-1].code}\n{code}")  # one session, as a reader would have
+        else:
             found.append(Block(language, code))
     return found
 
@@ -64,11 +69,10 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=identify)
 def test_the_commands_of_a_page_run(page, clone, studiolo_home):
-    todo = blocks(page)
-    if not WEIGHTS.exists() and any("studiolo" in block.code for block in todo):
+    if not all(file.exists() for file in SHIPPED):
         pytest.skip("the weights of studiolo-base are not in this checkout")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for block in todo:
+    for block in blocks(page):
         done = subprocess.run(
             [*block.command, block.code], cwd=clone, capture_output=True, text=True, check=False,
             env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src")},

@@ -6,14 +6,12 @@ Every command imports what it needs when it runs, so that `studiolo --help` star
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from studiolo import __version__
-from studiolo.cli import models
+from studiolo.cli import base, demo, generate, models, reproduce, score, train
 from studiolo.errors import StudioloError
 
 app = typer.Typer(
@@ -44,14 +42,10 @@ def _options(
     pass
 
 
-for _name in ("train", "generate", "reproduce", "score", "demo", "base"):
-    if find_spec(f"studiolo.cli.{_name}"):
-        _module = import_module(f"studiolo.cli.{_name}")
-        if hasattr(_module, "app"):
-            app.add_typer(_module.app, name=_name)
-        else:
-            app.command(_name)(getattr(_module, _name))
+for _command in (train.train, generate.generate, score.score, reproduce.reproduce, demo.demo):
+    app.command()(_command)
 app.add_typer(models.app, name="models")
+app.add_typer(base.app, name="base")
 
 
 def main() -> None:
