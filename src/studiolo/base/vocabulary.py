@@ -1,7 +1,7 @@
 """What the embedded base model claims to know: its nouns, drawing styles, backgrounds and hats.
 
 Every noun is an emoji of the Emojibase list (its `hexcode`), so that the same thing can be found in each
-artwork set. Synonyms are a hand-picked part of that entry's own tags: the tags as they stand also hold
+artwork set. Synonyms are hand-picked, nearly all from that entry's own tags: the tags as they stand also hold
 words such as "old" or "two" that name no thing.
 """
 
