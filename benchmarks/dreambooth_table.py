@@ -46,6 +46,7 @@ class Plan:
     base: str
     milestones: tuple[int, ...]
     n: int
+    sampler: str
     sampling_steps: int
     threads: int
     settings: tuple[str, ...]
@@ -122,7 +123,7 @@ def score_milestones(plan: Plan, lesson: Lesson, run: Path) -> Iterator[dict[str
     from studiolo.evaluation.scores import Judge, training_images
 
     taught, base = ImageModel.load(run / "model"), ImageModel.load(plan.base)
-    settings = SamplerSettings(steps=plan.sampling_steps)
+    settings = SamplerSettings(plan.sampler, plan.sampling_steps)
     exam = Exam(lesson.subject, plan.n, 1000 * lesson.seed, settings)
     judge = Judge(exam, training_images(taught), load_embedder(), shipped_eye())
     before = exam.draw(base.components, taught.identifier)
@@ -203,7 +204,8 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("-n", type=int, default=1, help="pictures of each prompt and run")
-    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--sampler", default="dpm++2m")
+    parser.add_argument("--sampling-steps", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--quick", action="store_true", help="one subject, one seed, few steps: a trial")
@@ -221,10 +223,11 @@ def main() -> None:
     # The benchmark's models and class images are its own.
     os.environ["STUDIOLO_HOME"] = str((chosen.out / "home").absolute())
     plan = Plan(
-        chosen.out.absolute(), chosen.base, tuple(chosen.milestones), chosen.n, chosen.sampling_steps,
-        chosen.threads, tuple(chosen.set),
+        chosen.out.absolute(), chosen.base, tuple(chosen.milestones), chosen.n, chosen.sampler,
+        chosen.sampling_steps, chosen.threads, tuple(chosen.set),
     )  # fmt: skip
-    lessons = [Lesson(s, seed, p) for seed in chosen.seeds for s in chosen.subjects for p in (True, False)]
+    # Neighbours differ in the subject, so that no two jobs make the same class images at the same time.
+    lessons = [Lesson(s, seed, p) for seed in chosen.seeds for p in (True, False) for s in chosen.subjects]
     results = []
     with ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(carry_out, plan, lesson): lesson for lesson in lessons}

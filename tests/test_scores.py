@@ -282,8 +282,14 @@ def table():
 
 @with_eye
 def test_the_table_scores_the_checkpoints_of_one_run(table, taught, tmp_path):
-    quick = ("weights_dtype=float32", "learning_rate=0.01", "batch_size=1", "class_images.count=2", "class_images.steps=1")
-    plan = table.Plan(tmp_path, str(taught["base"]), (0, 2, 4), 1, 1, 1, quick)
+    quick = (
+        "weights_dtype=float32",
+        "learning_rate=0.01",
+        "batch_size=1",
+        "class_images.count=2",
+        "class_images.steps=1",
+    )
+    plan = table.Plan(tmp_path, str(taught["base"]), (0, 2, 4), 1, "dpm++2m", 2, 1, quick)
     plain, prior = (table.carry_out(plan, table.Lesson("fox", 0, prior)) for prior in (False, True))
     steps = [row["step"] for row in prior["milestones"]]
     drift = [row["scores"]["drift"]["class_distance"] for row in prior["milestones"]]
