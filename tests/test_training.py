@@ -317,6 +317,7 @@ def test_resume_of_what_is_no_run(tmp_path):
         ({"images": None}, "images"),
         ({"name": "studiolo-base"}, "base model"),
         ({"precision": "16-mixed"}, "GPU"),
+        ({"accelerator": "gpu"}, "this machine cannot"),
         ({"devices": 2, "out": None}, "--out"),
         ({"resolution": 33}, "multiple"),
         ({"identifier": "fox"}, "class noun"),
@@ -325,11 +326,12 @@ def test_resume_of_what_is_no_run(tmp_path):
     ids=str,
 )
 def test_what_cannot_be_taught_is_refused(given, tmp_path, changed, told):
-    if changed.get("precision") == "16-mixed" and torch.cuda.is_available():
+    if changed.keys() & {"precision", "accelerator"} and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     arguments = {**given, "class_noun": "fox", "name": "rex", "out": tmp_path / "run", "steps": 1} | changed
     with pytest.raises(StudioloError, match=told):
         train(**arguments, display=Display.silent())
+    assert not (tmp_path / "run").exists(), "the folder can be used again"
 
 
 def test_a_used_run_folder_is_refused(unbroken, given):

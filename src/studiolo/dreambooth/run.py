@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ class Run:
         """Whether the registered model `name` is this run's own."""
         return any(ref.name == name and ref.path == self.model.resolve() for ref in list_models())
 
-    def create(self) -> None:
-        """Makes the folder; StudioloError if it holds something already."""
+    def check_free(self) -> None:
+        """StudioloError if the folder holds something already."""
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             remedy = "Choose another folder."
             if self.record.exists():
@@ -65,14 +66,19 @@ class Run:
                     f"Go on with that run (studiolo train --resume {self.folder}), or choose another folder."
                 )
             raise StudioloError("there is something already", where=self.folder, remedy=remedy)
-        for folder in (self.checkpoints, self.previews):
-            folder.mkdir(parents=True, exist_ok=True)
 
     def begin(self, recipe: Recipe, record: dict[str, Any]) -> None:
         """Writes the resolved recipe, then the record, whose presence says that the run can be resumed."""
+        for folder in (self.checkpoints, self.previews):
+            folder.mkdir(parents=True, exist_ok=True)
         recipe.save(self.recipe)
         with atomic_path(self.record) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def clear_unless_begun(self) -> None:
+        """Leaves nothing of a run that was refused before it began, so that its folder can be used again."""
+        if not self.record.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def load_recipe(self) -> Recipe:
         """The recipe to go on with; StudioloError unless it is the one that the run began with."""

@@ -40,7 +40,7 @@ from studiolo.store.paths import cache_dir
 
 @dataclass
 class Teaching:
-    """A run whose parts are loaded and checked: `fit`, then `export`.
+    """A run whose parts are loaded and checked, its trainer included: `fit`, then `export`.
 
     `recipe` is resolved: class noun, identifier and resolution are set. `components` is the base; `fit`
     trains it in place.
@@ -56,10 +56,12 @@ class Teaching:
     """What the run is made from: the core of run.json and of the model's card."""
     _interruption: Interruption = field(init=False, default_factory=Interruption)
     _average: MovingAverage | None = field(init=False, default=None)
+    _trackers: list[Tracker] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         if self.recipe.ema_decay:
             self._average = MovingAverage(self.recipe.ema_decay)
+        self.trainer = self._make_trainer()
         self.facts = {
             "name": self.recipe.name,
             "class_noun": self.recipe.class_noun,
@@ -85,7 +87,7 @@ class Teaching:
         """
         checkpoint = self.run.newest_checkpoint
         with ExitStack() as stack:
-            self.trainer = self._make_trainer(self._open_trackers(stack, checkpoint))
+            self._open_trackers(stack, checkpoint)
             self.components.to(self.trainer.strategy.root_device)
             maker = self._start_class_images(stack)
             token_id = take_identifier(
@@ -112,17 +114,16 @@ class Teaching:
         """Returns when every process of the training is here."""
         self.trainer.strategy.barrier("exported")
 
-    def _open_trackers(self, stack: ExitStack, checkpoint: Path | None) -> list[Tracker]:
+    def _open_trackers(self, stack: ExitStack, checkpoint: Path | None) -> None:
         if not first_process():
-            return []
+            return
         done = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
-        trackers = open_trackers(self.recipe, self.run.folder, done)
-        for tracker in trackers:
+        for tracker in open_trackers(self.recipe, self.run.folder, done):
+            self._trackers.append(tracker)
             stack.callback(tracker.close)
-        return trackers
 
-    def _make_trainer(self, trackers: list[Tracker]) -> pl.Trainer:
-        recipe, run = self.recipe, self.run
+    def _make_trainer(self) -> pl.Trainer:
+        recipe, run, trackers = self.recipe, self.run, self._trackers
         callbacks: list[pl.Callback] = [self._interruption]
         if self._average:
             callbacks.append(self._average)

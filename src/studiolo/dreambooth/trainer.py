@@ -69,15 +69,10 @@ def train(
     _check_complete(chosen, sources, out)
     check_name(chosen.name or "", replace=replace)
     run = Run(Path(out or runs_dir() / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}").absolute())
+    if first_process():
+        run.check_free()
     with display or Display() as shown:
-        if first_process():
-            run.create()
-            shown.note(f"run folder: {run.folder}")
-        files = [_as_file(source, run.folder / "images", i) for i, source in enumerate(sources)]
-        teaching = _prepare(chosen.with_values({"images": files}), run, shown)
-        if first_process():
-            run.begin(teaching.recipe, teaching.facts)
-        return _carry_out(teaching, replace)
+        return _carry_out(_begin(chosen, sources, run, shown), replace)
 
 
 def resume(run: str | Path, *, replace: bool = False, display: Display | None = None) -> ImageModel:
@@ -109,6 +104,21 @@ def _check_complete(recipe: Recipe, sources: list[Source], out: str | Path | Non
         raise StudioloError(
             "several processes need one run folder", where="out", remedy="Name it: --out DIR (out=DIR)."
         )
+
+
+def _begin(recipe: Recipe, sources: list[Source], run: Run, display: Display) -> Teaching:
+    """A new run: everything is checked before the folder says that it has begun."""
+    display.note(f"run folder: {run.folder}")
+    try:
+        files = [_as_file(source, run.folder / "images", i) for i, source in enumerate(sources)]
+        teaching = _prepare(recipe.with_values({"images": files}), run, display)
+        if first_process():
+            run.begin(teaching.recipe, teaching.facts)
+    except BaseException:
+        if first_process():
+            run.clear_unless_begun()
+        raise
+    return teaching
 
 
 def _as_file(source: Source, folder: Path, index: int) -> str:
