@@ -62,8 +62,10 @@ def base_scores(eye: Eye, asked: Sequence[Wish], pictures: Sequence[Image.Image]
         "noun_top1": accuracy(verdict.noun, nouns),
         "noun_top5": accuracy(verdict.noun, nouns, 5),
         "background": accuracy(verdict.background, [eye.backgrounds.index(w.background) for w in asked]),
-        "style": accuracy(verdict.style[styled], [eye.styles.index(asked[i].style or "") for i in styled]),
     }
+    if styled:
+        styles = [eye.styles.index(asked[i].style or "") for i in styled]
+        scores["style"] = accuracy(verdict.style[styled], styles)
     by_noun = {
         noun: accuracy(verdict.noun[rows], [nouns[i] for i in rows], 5) for noun, rows in of_noun.items()
     }
