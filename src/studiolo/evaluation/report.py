@@ -48,6 +48,7 @@ MEANINGS: dict[str, str] = {
     "copying.nearest_max": "the same, largest",
     "copying.pixels_mean": "correlation of its pixels with the nearest training image, mirrored or not, mean",
     "copying.pixels_max": "the same, largest: near 1 is a copy, background and all",
+    "copying.base_pixels_max": "the same for the base model, which has not seen them",
 }
 
 _CELL = 128

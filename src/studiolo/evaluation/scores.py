@@ -50,7 +50,7 @@ class Judge:
             "noun": {key: value for key, value in subject.items() if key != "context"} | self._real_nouns(),
             "drift": self._drift(before, after),
             "diversity": self._diversity(before, after),
-            "copying": self._copying(after),
+            "copying": self._copying(before, after),
         }
         base = self._seen(before.class_pictures, self._class_nouns, "base")
         groups["context"]["base"] = base.pop("context")
@@ -117,7 +117,7 @@ class Judge:
             "class": measures.diversity(self.embedder.embed(after.class_pictures)),
         }
 
-    def _copying(self, after: Portfolio) -> dict[str, float]:
+    def _copying(self, before: Portfolio, after: Portfolio) -> dict[str, float]:
         pictures = after.subject_pictures
         near = measures.nearest(self.embedder.embed(pictures), self.embedder.embed(self.training))
         pixels = measures.nearest_pixels(pictures, self.training)
@@ -126,6 +126,7 @@ class Judge:
             "nearest_max": float(near.max()),
             "pixels_mean": float(pixels.mean()),
             "pixels_max": float(pixels.max()),
+            "base_pixels_max": float(measures.nearest_pixels(before.class_pictures, self.training).max()),
         }
 
 
