@@ -169,7 +169,7 @@ def markdown(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) 
     diversity = statistics.fmean(s["diversity"]["class_before"] for s in first)
     lines = [f"| prior | step | {' | '.join(COLUMNS.values())} |", "|---|--:|" + "--:|" * len(COLUMNS)]
     for row in rows:
-        cells = [f"{row[key]['mean']:.3f} ± {row[key]['sd']:.3f}" for key in COLUMNS]
+        cells = [f"{row[key]['mean']:.2f} ± {row[key]['sd']:.2f}" for key in COLUMNS]
         lines.append(f"| {'yes' if row['prior'] else 'no'} | {row['step']} | {' | '.join(cells)} |")
     lines += [
         "",

@@ -298,7 +298,7 @@ def test_the_table_scores_the_checkpoints_of_one_run(table, taught, tmp_path):
     assert table.carry_out(plan, table.Lesson("fox", 0, True)) == prior
     table.write(tmp_path, [plain, prior])
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert f"{drift[2]:.3f} ± 0.000" in text
+    assert f"{drift[2]:.2f} ± 0.00" in text
     assert text.count("\n| yes |") == text.count("\n| no |") == 3
 
 
