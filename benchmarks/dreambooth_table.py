@@ -163,7 +163,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> str:
-    """The table, and the two values that it is read against."""
+    """The table, and the values that it is read against."""
     first = [result["milestones"][0]["scores"] for result in results]
     real, untaught = (statistics.fmean(s["fidelity"][k] for s in first) for k in ("real", "base"))
     diversity = statistics.fmean(s["diversity"]["class_before"] for s in first)
