@@ -26,7 +26,7 @@ MILESTONES = (0, 50, 100, 200, 400)
 COLUMNS = {
     "fidelity.subject": "fidelity",
     "context.subject": "context",
-    "noun.subject_top1": "noun",
+    "noun.subject_top5": "noun",
     "drift.class_distance": "class drift",
     "drift.class_likeness": "class likeness",
     "drift.class_top1": "class noun",
@@ -166,17 +166,18 @@ def markdown(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) 
     """The table, and the values that it is read against."""
     first = [result["milestones"][0]["scores"] for result in results]
     real, untaught = (statistics.fmean(s["fidelity"][k] for s in first) for k in ("real", "base"))
+    named = statistics.fmean(s["noun"]["real_top5"] for s in first)
     diversity = statistics.fmean(s["diversity"]["class_before"] for s in first)
     lines = [f"| prior | step | {' | '.join(COLUMNS.values())} |", "|---|--:|" + "--:|" * len(COLUMNS)]
     for row in rows:
         cells = [f"{row[key]['mean']:.2f} ± {row[key]['sd']:.2f}" for key in COLUMNS]
         lines.append(f"| {'yes' if row['prior'] else 'no'} | {row['step']} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"Fidelity of the base asked for the class alone: {untaught:.3f}; of the training images to ",
-    ]
-    lines[-1] += f"each other: {real:.3f}. Diversity of the base's class pictures: {diversity:.3f}."
-    return "\n".join(lines) + "\n"
+    note = (
+        f"Fidelity of the base asked for the class alone: {untaught:.2f}; of the training images to each other: "
+        f"{real:.2f}. The eye sees the class noun among its first five in {named:.0%} of the training images. "
+        f"Diversity of the base's class pictures: {diversity:.2f}."
+    )
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def write(out: Path, results: Sequence[dict[str, Any]]) -> None:
