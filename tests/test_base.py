@@ -11,7 +11,7 @@ from PIL import Image
 
 from studiolo.base.autoencoder import reconstruction_loss
 from studiolo.base.dataset import scene_set
-from studiolo.base.loop import FALL, Loop
+from studiolo.base.loop import FALL, WARMUP, Machine, Part, trained
 from studiolo.base.sample_subjects import SUBJECTS
 from studiolo.base.scenes import Composer
 from studiolo.base.sprites import PACKAGES, SPRITE_SIZE, SpriteBank, fetch_package
@@ -134,29 +134,44 @@ def test_reconstruction_loss_is_nothing_for_the_same_and_the_offset_for_a_shifte
     assert torch.isclose(reconstruction_loss(x, x + 0.25, 1.0), torch.tensor(0.25), atol=1e-6)
 
 
-def test_a_resumed_loop_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    def run(folder: Path, stops: tuple[int, ...]) -> torch.Tensor:
-        for stop in stops:
-            torch.manual_seed(0)
-            model = torch.nn.Linear(4, 1)
-            loop = Loop(folder, {"model": model}, 1e-2, total=20, warmup=3, ema_decay=0.9, every=5)
-            for step in loop.steps(minutes=1):
-                x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-                loop.update((model(x) - x.sum(1, keepdim=True)).pow(2).mean())
-                if loop.step == stop:
-                    break
-        return torch.cat([p.flatten() for p in [*model.parameters(), *loop.ema.parameters()]])
+class Line(Part):
+    """The smallest thing that can be trained: a line through the origin."""
 
-    assert torch.equal(run(tmp_path / "whole", (20,)), run(tmp_path / "broken", (10, 20)))
+    def __init__(self) -> None:
+        super().__init__(learning_rate=1e-2, steps=20, seed=0)
+        torch.manual_seed(0)
+        self.line = torch.nn.Linear(4, 1)
+
+    def batch(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.randn(8, 4, generator=generator)
+
+    def losses(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.line(batch) - batch.sum(1, keepdim=True)).pow(2).mean()}
 
 
-def test_learning_rate_rises_stays_and_falls_to_nothing(tmp_path: Path) -> None:
-    loop = Loop(tmp_path, {"model": torch.nn.Linear(1, 1)}, 1.0, total=100, warmup=10)
-    factor = loop.schedule.lr_lambdas[0]
-    assert factor(0) == pytest.approx(0.1)
-    assert factor(10) == factor(70) == 1
-    assert factor(100 - 15) == pytest.approx(15 / (FALL * 100))
-    assert factor(100) == 0
+def _weights_after(folder: Path, minutes: tuple[float, ...]) -> tuple[torch.Tensor, list[int]]:
+    looked: list[int] = []
+    for limit in minutes:
+        machine = Machine(precision="32-true", minutes=limit)
+        with trained(part := Line(), folder, machine, ema_decay=0.9, look=looked.append, every=5):
+            weights = torch.cat([p.detach().flatten() for p in part.parameters()])
+    return weights, looked
+
+
+def test_a_training_that_ran_out_of_time_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole, looked = _weights_after(tmp_path / "whole", (1,))
+    broken, _ = _weights_after(tmp_path / "broken", (0, 0, 1))  # no time at all: one step each, saved
+    assert torch.equal(whole, broken)
+    assert looked == [5, 10, 15, 20]
+
+
+def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+    part = Line()
+    part.steps = 1000
+    assert part.rate_factor(0) == pytest.approx(1 / WARMUP)
+    assert part.rate_factor(WARMUP) == part.rate_factor(700) == 1
+    assert part.rate_factor(1000 - 150) == pytest.approx(150 / (FALL * 1000))
+    assert part.rate_factor(1000) == 0
 
 
 def test_shipped_weights_are_small_and_load_in_the_reference_pipeline() -> None:

@@ -8,6 +8,7 @@ term.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from studiolo.base.dataset import SceneSet
-from studiolo.base.loop import Loop
+from studiolo.base.loop import Machine, Part, trained
 
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """Hyper-parameters; `minutes` bounds the run by the clock, `steps` sets the learning rate's decay."""
+    """Hyper-parameters of both halves, and again of the decoder's further training."""
 
     steps: int = 6000
     batch_size: int = 32
@@ -62,34 +63,68 @@ def reconstruction_loss(x: Tensor, y: Tensor, gradient_weight: float) -> Tensor:
     return F.l1_loss(x, y) + gradient_weight * edges
 
 
-def _crops(scenes: SceneSet, recipe: AutoencoderRecipe, generator: torch.Generator) -> Tensor:
-    count, free = recipe.batch_size, scenes.images.shape[1] - recipe.crop + 1
-    index = torch.randint(len(scenes), (count,), generator=generator).tolist()
-    corners = torch.randint(free, (count, 2), generator=generator).tolist()
-    crops = [
-        scenes.images[i, y : y + recipe.crop, x : x + recipe.crop]
-        for i, (y, x) in zip(index, corners, strict=True)
-    ]
-    return to_tensor(torch.stack([torch.from_numpy(crop.copy()) for crop in crops]))
+class AutoencoderPart(Part):
+    """Both halves on random crops of composed scenes."""
+
+    def __init__(self, model: AutoencoderKL, scenes: SceneSet, recipe: AutoencoderRecipe) -> None:
+        super().__init__(recipe.learning_rate, recipe.steps, recipe.seed)
+        self.model, self.scenes, self.recipe = model, scenes, recipe
+
+    def batch(self, generator: torch.Generator) -> Tensor:
+        """Crops, uint8 [B, crop, crop, 3]."""
+        crop, images = self.recipe.crop, self.scenes.images
+        index = torch.randint(len(images), (self.recipe.batch_size,), generator=generator).tolist()
+        corners = torch.randint(images.shape[1] - crop + 1, (len(index), 2), generator=generator).tolist()
+        crops = [images[i, y : y + crop, x : x + crop] for i, (y, x) in zip(index, corners, strict=True)]
+        return torch.stack([torch.from_numpy(part.copy()) for part in crops])
+
+    def losses(self, batch: Tensor) -> dict[str, Tensor]:
+        x = to_tensor(batch)
+        posterior = self.model.encode(x).latent_dist
+        y = self.model.decode(posterior.sample()).sample.float()
+        loss = reconstruction_loss(x, y, self.recipe.gradient_weight)
+        return {"loss": loss + self.recipe.kl_weight * posterior.kl().float().mean(), "psnr": _psnr(x, y)}
+
+
+class DecoderPart(AutoencoderPart):
+    """The decoder alone: sharper pictures from the very same latents, also after a U-Net has learned them."""
+
+    def __init__(self, model: AutoencoderKL, scenes: SceneSet, recipe: AutoencoderRecipe) -> None:
+        super().__init__(model, scenes, recipe)
+        model.encoder.requires_grad_(False)
+        model.quant_conv.requires_grad_(False)
+        self.learning_rate = recipe.learning_rate / 2
+
+    def losses(self, batch: Tensor) -> dict[str, Tensor]:
+        x = to_tensor(batch)
+        with torch.no_grad():
+            latents = self.model.encode(x).latent_dist.sample()
+        y = self.model.decode(latents).sample.float()
+        return {"loss": reconstruction_loss(x, y, self.recipe.gradient_weight), "psnr": _psnr(x, y)}
 
 
 def train_autoencoder(
-    scenes: SceneSet, run: Path, recipe: AutoencoderRecipe, minutes: float
+    scenes: SceneSet, run: Path, recipe: AutoencoderRecipe, machine: Machine
 ) -> AutoencoderKL:
     """Trains (or goes on training) in the folder `run`; the result is scaled to unit latent variance."""
     torch.manual_seed(recipe.seed)
-    model = new_autoencoder()
-    loop = Loop(run, {"model": model}, recipe.learning_rate, recipe.steps)
-    for step in loop.steps(minutes):
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        x = _crops(scenes, recipe, generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = model.encode(x).latent_dist
-            y = model.decode(posterior.sample(generator)).sample
-        loss = reconstruction_loss(x, y.float(), recipe.gradient_weight)
-        loss = loss + recipe.kl_weight * posterior.kl().mean()
-        loop.update(loss, psnr=-10 * torch.log10(F.mse_loss(x, y.float().clamp(-1, 1)) / 4))
-    return scaled(model.eval(), scenes)
+    part = AutoencoderPart(new_autoencoder(), scenes, recipe)
+    with trained(part, run, machine):
+        return scaled(copy.deepcopy(part.model), scenes)
+
+
+def sharpen_decoder(
+    model: AutoencoderKL, scenes: SceneSet, run: Path, recipe: AutoencoderRecipe, machine: Machine
+) -> AutoencoderKL:
+    """Trains the decoder for another `recipe.steps` in the folder `run`; the encoder stays as it is."""
+    part = DecoderPart(model, scenes, recipe)
+    with trained(part, run, machine):
+        return copy.deepcopy(part.model).requires_grad_(True)
+
+
+def _psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1]."""
+    return -10 * torch.log10(F.mse_loss(x, y.clamp(-1, 1)) / 4)
 
 
 @torch.no_grad()

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from studiolo.base.autoencoder import AutoencoderRecipe, train_autoencoder
+from studiolo.base.autoencoder import AutoencoderRecipe, sharpen_decoder, train_autoencoder
 from studiolo.base.dataset import SceneSet, scene_set
+from studiolo.base.loop import Machine
 from studiolo.base.sample_subjects import write_subjects
 from studiolo.base.sprites import SpriteBank, render_sprites
 from studiolo.base.text import TextRecipe, train_text_encoder
@@ -45,6 +45,7 @@ PREVIEW_PROMPTS = (
     ),
     *("a 3d style pizza on a purple background", "a house in the mountains", "a cactus in the desert"),
 )
+_PREVIEW_SEEDS = 3
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,17 @@ class BuildRecipe:
 class Build:
     """One folder in which the base model comes to be."""
 
-    def __init__(self, folder: Path, recipe: BuildRecipe) -> None:
-        self.folder, self.recipe = folder, recipe
+    def __init__(self, folder: Path, recipe: BuildRecipe, machine: Machine) -> None:
+        self.folder, self.recipe, self.machine = folder, recipe, machine
+
+    def drawings(self) -> SpriteBank:
+        """All drawings, the held-out ones too."""
+        path = self.folder / "sprites.npz"
+        return SpriteBank.load(path) if path.exists() else render_sprites(self.folder / "packages", path)
 
     def sprites(self) -> SpriteBank:
-        """All drawings, held-out ones too, of the nouns of the recipe (all by default)."""
-        path = self.folder / "sprites.npz"
-        bank = SpriteBank.load(path) if path.exists() else render_sprites(self.folder / "packages", path)
+        """The drawings of the recipe's nouns that may be trained on."""
+        bank = self.drawings().training()
         return bank.only(self.recipe.nouns) if self.recipe.nouns else bank
 
     def scenes(self, held_out: bool = False) -> SceneSet:
@@ -79,64 +84,62 @@ class Build:
             self.sprites().training(), self.recipe.seed + held_out, count, self.folder / "scenes"
         )
 
-    def autoencoder(self, minutes: float) -> AutoencoderKL:
+    def autoencoder(self) -> AutoencoderKL:
         """The trained autoencoder (training it first if `vae/` is not there)."""
         path = self.folder / "vae"
         if not path.exists():
-            model = train_autoencoder(
-                self.scenes(), self.folder / "autoencoder", self.recipe.autoencoder, minutes
-            )
+            work, recipe = self.folder, self.recipe.autoencoder
+            model = train_autoencoder(self.scenes(), work / "autoencoder", recipe, self.machine)
+            model = sharpen_decoder(model, self.scenes(), work / "decoder", recipe, self.machine)
             model.save_pretrained(path)
         return AutoencoderKL.from_pretrained(path).eval()
 
-    def text(self, minutes: float) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    def text(self) -> tuple[CLIPTokenizer, CLIPTextModel]:
         """The tokenizer and the trained text encoder (training it first if `text_encoder/` is not there)."""
         if not (self.folder / "text_encoder").exists():
             tokenizer, encoder = train_text_encoder(
-                self.scenes(), self.folder / "clip", self.recipe.text, minutes
+                self.scenes(), self.scenes(True), self.folder / "clip", self.recipe.text, self.machine
             )
             tokenizer.save_pretrained(self.folder / "tokenizer")
             encoder.save_pretrained(self.folder / "text_encoder")
         encoder = CLIPTextModel.from_pretrained(self.folder / "text_encoder").eval()
         return CLIPTokenizer.from_pretrained(self.folder / "tokenizer"), encoder
 
-    def unet(self, minutes: float) -> Components:
-        """The finished model in `weights/` (float16), after at most `minutes` of training from where it
+    def unet(self) -> Components:
+        """The finished model in `weights/` (float16), after what time the machine gives from where it
         stood."""
-        tokenizer, text_encoder = self.text(minutes)
+        tokenizer, text_encoder = self.text()
         torch.manual_seed(self.recipe.unet.seed)
         unet = new_unet(self.recipe.unet, text_encoder.config.hidden_size)
-        components = Components(tokenizer, text_encoder, self.autoencoder(minutes), unet, dict(SCHEDULER))
-        run = self.folder / "unet"
-        trained = train_unet(
-            components, self.scenes(), self.scenes(True), run, self.recipe.unet, minutes, self._preview
+        components = Components(tokenizer, text_encoder, self.autoencoder(), unet, dict(SCHEDULER))
+        finished = train_unet(
+            components,
+            self.scenes(),
+            self.scenes(True),
+            self.folder / "unet",
+            self.recipe.unet,
+            self.machine,
+            on_save=lambda step: self._preview(components, step),
         )
-        save_components(trained, self.folder / "weights", torch.float16)
-        return trained
+        save_components(finished, self.folder / "weights", torch.float16)
+        return finished
 
     def _preview(self, components: Components, step: int) -> None:
-        """A contact sheet of the preview prompts at fixed seeds, and the weights as they are."""
+        """The weights as they are, and a contact sheet of the preview prompts at fixed seeds."""
         save_components(components, self.folder / "weights", torch.float16)
-        prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in range(6)]
+        components.vae.to(components.device)
+        seeds = range(_PREVIEW_SEEDS)
+        prompts = [prompt for prompt in PREVIEW_PROMPTS for _ in seeds]
         pictures = generate(
-            components,
-            prompts,
-            list(range(6)) * len(PREVIEW_PROMPTS),
-            SamplerSettings(steps=20),
-            batch_size=28,
+            components, prompts, [*seeds] * len(PREVIEW_PROMPTS), SamplerSettings(steps=16), batch_size=28
         )
-        rows = [pictures[start : start + 6] for start in range(0, len(pictures), 6)]
-        self._save(
-            comparison_table(
-                rows, row_captions=PREVIEW_PROMPTS, column_captions=[f"seed {i}" for i in range(6)], cell=64
-            ),
-            f"previews/{step:06d}.png",
+        rows = [pictures[start : start + len(seeds)] for start in range(0, len(pictures), len(seeds))]
+        sheet = comparison_table(
+            rows, row_captions=PREVIEW_PROMPTS, column_captions=[f"seed {seed}" for seed in seeds], cell=64
         )
-
-    def _save(self, picture: Image.Image, name: str) -> None:
-        with atomic_path(self.folder / name) as temporary:
-            picture.save(temporary, format="PNG")
+        with atomic_path(self.folder / f"previews/{step:06d}.png") as temporary:
+            sheet.save(temporary, format="PNG")
 
     def sample_subjects(self) -> None:
         """The views of the sample subjects, in `subjects/`."""
-        write_subjects(self.sprites(), self.folder / "subjects")
+        write_subjects(self.drawings(), self.folder / "subjects")

@@ -1,122 +1,194 @@
-"""The plain training loop that the parts of the base model share: it resumes, logs, decays and averages."""
+"""How every part of the base model is trained: one Lightning module, one loop that resumes, logs and
+averages."""
 
 from __future__ import annotations
 
-import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 
-from studiolo.store.files import atomic_path
+from studiolo.training.checkpoint import Checkpoints, Deadline, Interrupted, WholeFiles, all_checkpoints
+from studiolo.training.quiet import quiet
+from studiolo.training.steps import MovingAverage, StepCallback, evaluating
 
 FALL = 0.3
-"""The part of a run, at its end, in which the learning rate falls."""
+"""The part of a training, at its end, in which the learning rate falls."""
+WARMUP = 200
+"""Steps in which it rises."""
+MAX_NORM = 1.0
+"""Gradients are clipped to this norm."""
 
 
-class Loop:
-    """AdamW over `modules`: warm-up, a plateau, a linear fall to zero; an EMA, a JSON-lines log and
-    checkpoints.
+@dataclass(frozen=True)
+class Machine:
+    """What trains: Lightning's accelerator, devices and precision, and the longest time for one part in
+    minutes."""
 
-    The plateau makes a longer run out of a shorter one: raise `total` before the fall begins and go on (Hu
-    et al. 2024, "warm-up, stable, decay").
+    accelerator: str = "cpu"
+    devices: int = 1
+    precision: str = "bf16-mixed"
+    minutes: float = 600
 
-    Args:
-        run: folder of `state.pt` and `log.jsonl`; a state found there is gone on from. modules: what is
-        trained, by name. learning_rate: after a warm-up of `warmup` steps. total: optimizer steps at which
-        the learning rate reaches zero. ema_decay: of the averaged copy `ema`, with the usual warm-up
-        min(decay, (1 + n) / (10 + n)); 0 keeps none.
+
+class Part(pl.LightningModule):
+    """A part of the base model in training: AdamW; the rate rises, stays, and falls to nothing.
+
+    The plateau makes a longer training out of a shorter one: raise `steps` before the fall begins and go on
+    (Hu et al. 2024, "warm-up, stable, decay"). Subclasses say what a batch is and how wrong the model is on
+    it.
     """
 
-    def __init__(
-        self,
-        run: Path,
-        modules: dict[str, nn.Module],
-        learning_rate: float,
-        total: int,
-        warmup: int = 200,
-        ema_decay: float = 0.0,
-        every: int = 500,
-    ) -> None:
-        self.run, self.module, self.total, self.every, self.ema_decay = (
-            run,
-            nn.ModuleDict(modules),
-            total,
-            every,
-            ema_decay,
-        )
-        self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01
-        )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda n: min(1.0, (n + 1) / warmup, max(0.0, (total - n) / (FALL * total))),
-        )
-        self.ema = copy.deepcopy(self.module).requires_grad_(False).eval() if ema_decay else self.module
-        self.step, self._sums, self._since = 0, {}, time.monotonic()  # type: ignore[var-annotated]
-        run.mkdir(parents=True, exist_ok=True)
-        if (run / "state.pt").exists():
-            self._restore()
+    def __init__(self, learning_rate: float, steps: int, seed: int) -> None:
+        super().__init__()
+        self.learning_rate, self.steps, self.seed = learning_rate, steps, seed
 
-    def steps(self, minutes: float) -> Iterator[int]:
-        """Step numbers until `total` or until the clock has run out; the state is saved at the end either
-        way."""
-        deadline = time.monotonic() + 60 * minutes
-        while self.step < self.total and time.monotonic() < deadline:
-            yield self.step
-        self.save()
+    def batch(self, generator: torch.Generator) -> Any:
+        """The tensors of one micro-batch, all that is random drawn from `generator`."""
+        raise NotImplementedError
 
-    def update(self, loss: Tensor, **logged: Tensor) -> None:
-        """One optimizer step on `loss`; means of the logged values are written every `every` // 5 steps."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        if self.ema_decay:
-            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-            for mean, new in zip(self.ema.parameters(), self.module.parameters(), strict=True):
-                mean.data.lerp_(new.data, 1 - decay)
-        for name, value in {"loss": loss, "grad_norm": norm, **logged}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
-        if self.step % (self.every // 5) == 0:
-            self._log()
-        if self.step % self.every == 0:
-            self.save()
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """The loss under "loss", and whatever else is to be logged; scalars."""
+        raise NotImplementedError
 
-    def _log(self) -> None:
-        count, now = self.every // 5, time.monotonic()
-        means = {name: round(total / count, 5) for name, total in self._sums.items()}
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return self.losses(batch)
+
+    def train_dataloader(self) -> Iterator[Any]:
+        trainer = self.trainer
+        return _Batches(self, trainer.global_step, trainer.global_rank, trainer.world_size)  # type: ignore[return-value]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        # Lightning's own clipping refuses fused optimizers, which only a gradient scaler would upset.
+        torch.nn.utils.clip_grad_norm_(self.parameters(), MAX_NORM)
+
+    def rate_factor(self, step: int) -> float:
+        """The part in [0, 1] of the highest learning rate that step `step` (from 0) is taken with."""
+        return min(1.0, (step + 1) / WARMUP, max(0.0, (self.steps - step) / (FALL * self.steps)))
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches from number `start` on; number n of rank r is a function of (seed, n, r) alone."""
+
+    part: Part
+    start: int
+    rank: int
+    world: int
+
+    def __len__(self) -> int:
+        return self.part.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in range(self.start, self.part.steps):
+            seed = self.part.seed * 1_000_003 + step * self.world + self.rank
+            yield self.part.batch(torch.Generator().manual_seed(seed))
+
+
+class Log(StepCallback):
+    """Means of what the steps returned, every `every` steps, to a file of JSON lines and to the terminal."""
+
+    def __init__(self, path: Path, every: int = 100) -> None:
+        self.path, self.every = path, every
+        self._rows: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_micro_batch(self, outputs: Any) -> None:
+        self._rows.append({name: value.detach() for name, value in outputs.items()})
+
+    def on_step(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        if step % self.every or not trainer.is_global_zero:
+            return
+        means = {name: float(torch.stack([row[name] for row in self._rows]).mean()) for name in self._rows[0]}
+        seconds = (time.monotonic() - self._since) / len(self._rows)
         row = {
-            "step": self.step,
+            "step": step,
             **means,
-            "lr": self.schedule.get_last_lr()[0],
-            "s_per_step": (now - self._since) / count,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "s_per_step": seconds,
         }
-        with open(self.run / "log.jsonl", "a") as file:
-            print(json.dumps(row), file=file)
-        print(json.dumps(row), flush=True)
-        self._sums, self._since = {}, now
+        with open(self.path, "a", encoding="utf-8") as file:
+            print(json.dumps({name: round(value, 6) for name, value in row.items()}), file=file)
+        left = (self.every and seconds * (module.steps - step)) / 60
+        print(f"step {step}/{module.steps}  loss {means['loss']:.4f}  {left:.0f} min left", flush=True)
+        self._rows.clear()
+        self._since = time.monotonic()
 
-    def save(self) -> None:
-        state = {
-            "step": self.step,
-            "module": self.module.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-        with atomic_path(self.run / "state.pt") as temporary:
-            torch.save(state, temporary)
 
-    def _restore(self) -> None:
-        state = torch.load(self.run / "state.pt", weights_only=True)
-        self.step = state["step"]
-        self.module.load_state_dict(state["module"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+class Watch(StepCallback):
+    """Calls `look(step)` every `every` steps, with the averaged weights in place."""
+
+    def __init__(self, look: Callable[[int], None], every: int, average: MovingAverage | None) -> None:
+        self.look, self.every, self.average = look, every, average
+
+    def on_step(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        if step % self.every == 0 and trainer.is_global_zero:
+            with evaluating(module, self.average):
+                self.look(step)
+
+
+@contextmanager
+def trained(
+    part: Part,
+    folder: Path,
+    machine: Machine,
+    *,
+    ema_decay: float = 0.0,
+    look: Callable[[int], None] | None = None,
+    every: int = 500,
+) -> Iterator[bool]:
+    """Trains `part` from the newest checkpoint in `folder`; inside the block its (averaged) weights are in
+    place.
+
+    Yields whether the last step was reached; else the time was over, and the next call goes on.
+    """
+    average = MovingAverage(ema_decay) if ema_decay else None
+    deadline = Deadline(machine.minutes)
+    callbacks: list[pl.Callback] = [deadline, Log(folder / "log.jsonl")]
+    callbacks += [average] if average else []
+    callbacks += [Checkpoints(folder, every, keep=1, interruption=deadline)]
+    callbacks += [Watch(look, every, average)] if look else []
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        trainer = pl.Trainer(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            strategy="ddp" if machine.devices > 1 else "auto",
+            precision=machine.precision,  # type: ignore[arg-type]
+            max_epochs=1,
+            max_steps=part.steps,
+            callbacks=callbacks,
+            plugins=[WholeFiles()],
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        newest = all_checkpoints(folder)
+        trainer.fit(part, ckpt_path=newest[-1] if newest else None, weights_only=True)
+    if deadline.signum is not None:
+        raise Interrupted(
+            deadline.signum, between_steps=True, where=folder, remedy="The same command goes on."
+        )
+    with evaluating(part.cpu(), average):
+        yield trainer.global_step >= part.steps

@@ -7,6 +7,7 @@ pairs of composed scenes); the picture half is thrown away afterwards.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from studiolo.base.autoencoder import to_tensor
 from studiolo.base.dataset import SceneSet
-from studiolo.base.loop import Loop
+from studiolo.base.loop import Machine, Part, trained
 from studiolo.base.vocabulary import BACKGROUNDS, NOUNS, STYLES
 
 MAX_LENGTH = 24
@@ -120,30 +121,43 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
 def info_nce(text: Tensor, picture: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric cross-entropy over all pairs of the batch; both [B, D], not yet normalised."""
     logits = log_scale.exp().clamp(max=100) * F.normalize(text, dim=-1) @ F.normalize(picture, dim=-1).T
-    target = torch.arange(len(logits))
+    target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+class ClipPart(Part):
+    """Both towers, told which caption belongs to which picture."""
+
+    def __init__(
+        self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, scenes: SceneSet, recipe: TextRecipe
+    ) -> None:
+        super().__init__(recipe.learning_rate, recipe.steps, recipe.seed)
+        self.encoder, self.tower = encoder, new_picture_tower(recipe.width)
+        self.log_scale = nn.Parameter(torch.tensor(2.7))
+        self.scenes, self.count = scenes, recipe.batch_size
+        self.ids = tokenize(tokenizer, scenes.captions)
+
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Token ids [B, 24] and pictures, uint8 [B, 64, 64, 3]."""
+        index = torch.randint(len(self.ids), (self.count,), generator=generator)
+        return self.ids[index], torch.from_numpy(self.scenes.images[index.numpy()])
+
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        text, picture = self.encoder(batch[0]).pooler_output, self.tower(to_tensor(batch[1]))
+        return {"loss": info_nce(text.float(), picture.float(), self.log_scale)}
+
+
 def train_text_encoder(
-    scenes: SceneSet, run: Path, recipe: TextRecipe, minutes: float
+    scenes: SceneSet, held_out: SceneSet, run: Path, recipe: TextRecipe, machine: Machine
 ) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Trains (or goes on training) the small CLIP in `run`; returns its text half."""
     torch.manual_seed(recipe.seed)
     tokenizer = new_tokenizer()
-    encoder, tower = new_text_encoder(tokenizer, recipe), new_picture_tower(recipe.width)
-    scale = nn.ParameterList([nn.Parameter(torch.tensor(2.7))])
-    ids = tokenize(tokenizer, scenes.captions)
-    loop = Loop(
-        run, {"text": encoder, "tower": tower, "scale": scale}, recipe.learning_rate, recipe.steps, every=100
-    )
-    for step in loop.steps(minutes):
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        index = torch.randint(len(scenes), (recipe.batch_size,), generator=generator)
-        pictures = to_tensor(torch.from_numpy(scenes.images[index.numpy()]))
-        with torch.autocast("cpu", torch.bfloat16):
-            text, picture = encoder(ids[index]).pooler_output, tower(pictures)
-        loop.update(info_nce(text.float(), picture.float(), scale[0]))
-    return tokenizer, encoder.eval()
+    part = ClipPart(tokenizer, new_text_encoder(tokenizer, recipe), scenes, recipe)
+    with trained(part, run, machine):
+        found = retrieval_accuracy(tokenizer, part.encoder, part.tower, held_out)
+        print(f"right caption among 500 for {found:.1%} of held-out scenes", flush=True)
+        return tokenizer, copy.deepcopy(part.encoder)
 
 
 @torch.no_grad()
@@ -152,5 +166,5 @@ def retrieval_accuracy(
 ) -> float:
     """How often the right caption is the nearest among `among` held-out ones."""
     text = F.normalize(encoder(tokenize(tokenizer, scenes.captions[:among])).pooler_output, dim=-1)
-    picture = F.normalize(tower(to_tensor(torch.from_numpy(scenes.images[:among]))), dim=-1)
+    picture = F.normalize(tower(to_tensor(torch.from_numpy(scenes.images[:among].copy()))), dim=-1)
     return float(((picture @ text.T).argmax(1) == torch.arange(among)).float().mean())

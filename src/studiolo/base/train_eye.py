@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from studiolo.base.autoencoder import to_tensor
 from studiolo.base.dataset import SceneSet, scene_set
 from studiolo.base.eye_scores import eye_scores
-from studiolo.base.loop import Loop
+from studiolo.base.loop import Machine, Part, trained
 from studiolo.base.sprites import SpriteBank
 from studiolo.base.vocabulary import BACKGROUNDS, NOUNS, STYLES
 from studiolo.evaluation.eye import EYE_FOLDER, Eye, EyeLabels, EyeNetwork
@@ -56,9 +57,9 @@ class Identities(nn.Module):
         return F.cross_entropy(logits, identity, ignore_index=-1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Truths:
-    """Labels of a scene set: `nouns` float [N, nouns] (shares that sum to one), the others int64 [N]."""
+    """Labels of scenes: `nouns` float [N, nouns] (shares that sum to one), the others int64 [N]."""
 
     nouns: Tensor
     background: Tensor
@@ -124,43 +125,47 @@ def _tinted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return (pixels + noise).clamp(-1, 1)
 
 
-def _batch(scenes: SceneSet, truths: Truths, recipe: EyeRecipe, step: int) -> tuple[Tensor, Truths]:
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    rows = torch.randint(len(scenes), (recipe.batch_size,), generator=generator).sort().values
-    pixels = torch.from_numpy(scenes.images[rows.tolist()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    shuffle = torch.randperm(
-        len(rows), generator=generator
-    )  # reading in order is quicker, quarters must be mixed
-    rows, pixels = rows[shuffle], augmented(pixels[shuffle], generator)
-    return pixels, Truths(
-        truths.nouns[rows], truths.background[rows], truths.style[rows], truths.identity[rows]
-    )
+class EyePart(Part):
+    """The eye and the identities it learns by."""
 
+    def __init__(self, network: EyeNetwork, scenes: SceneSet, labels: EyeLabels, recipe: EyeRecipe) -> None:
+        super().__init__(recipe.learning_rate, recipe.steps, recipe.seed)
+        identities = sorted({(t["nouns"][0], t["style"]) for t in scenes.truths})
+        self.network, self.heads = network, Identities(len(identities), network.embedding)
+        self.scenes, self.truths, self.recipe = scenes, Truths.of(scenes, labels, identities), recipe
 
-def train_eye(scenes: SceneSet, run: Path, recipe: EyeRecipe, minutes: float) -> Eye:
-    """Trains, or goes on training, in the folder `run`."""
-    labels = EyeLabels(tuple(NOUNS), tuple(BACKGROUNDS), tuple(STYLES))
-    identities = sorted({(t["nouns"][0], t["style"]) for t in scenes.truths})
-    truths = Truths.of(scenes, labels, identities)
-    torch.manual_seed(recipe.seed)
-    network = EyeNetwork(len(labels.nouns), len(labels.backgrounds), len(labels.styles))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    heads = Identities(len(identities), network.embedding)
-    loop = Loop(run, {"network": network, "identities": heads}, recipe.learning_rate, recipe.steps)
-    network.train()
-    for step in loop.steps(minutes):
-        pixels, truth = _batch(scenes, truths, recipe, step)
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = network(pixels.to(memory_format=torch.channels_last))
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Truths]:
+        """Augmented pictures [B, 3, 64, 64] in [-1, 1] and what is true of them."""
+        # Reading in order is quicker, quarters must be mixed.
+        rows = torch.randint(len(self.scenes), (self.recipe.batch_size,), generator=generator).sort().values
+        pixels = to_tensor(torch.from_numpy(self.scenes.images[rows.tolist()]))
+        shuffle = torch.randperm(len(rows), generator=generator)
+        rows, pixels, truths = rows[shuffle], augmented(pixels[shuffle], generator), self.truths
+        return pixels, Truths(
+            truths.nouns[rows], truths.background[rows], truths.style[rows], truths.identity[rows]
+        )
+
+    def losses(self, batch: tuple[Tensor, Truths]) -> dict[str, Tensor]:
+        pixels, truth = batch
+        outputs = self.network(pixels.to(memory_format=torch.channels_last))
         noun, background, style, embedding = (output.float() for output in outputs)
         losses = {
             "noun": F.cross_entropy(noun, truth.nouns),
             "background": F.cross_entropy(background, truth.background),
             "style": F.cross_entropy(style, truth.style),
-            "identity": heads.loss(embedding, truth.identity, recipe),
+            "identity": self.heads.loss(embedding, truth.identity, self.recipe),
         }
-        loop.update(torch.stack(list(losses.values())).sum(), **losses)
-    return Eye(network.to(memory_format=torch.contiguous_format), labels)  # type: ignore[call-overload]
+        return {"loss": torch.stack(list(losses.values())).sum(), **losses}
+
+
+def train_eye(scenes: SceneSet, run: Path, recipe: EyeRecipe, machine: Machine) -> Eye:
+    """Trains, or goes on training, in the folder `run`."""
+    labels = EyeLabels(tuple(NOUNS), tuple(BACKGROUNDS), tuple(STYLES))
+    torch.manual_seed(recipe.seed)
+    network = EyeNetwork(len(labels.nouns), len(labels.backgrounds), len(labels.styles))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with trained(EyePart(network, scenes, labels, recipe), run, machine):
+        return Eye(network.to(memory_format=torch.contiguous_format), labels)  # type: ignore[call-overload]
 
 
 def save_eye(eye: Eye, folder: Path, scores: dict) -> None:
@@ -190,7 +195,7 @@ def main() -> None:
     chosen = parser.parse_args()
     bank = SpriteBank.load(chosen.sprites)
     scenes = scene_set(bank.training(), *TRAINING, chosen.scenes)
-    eye = train_eye(scenes, chosen.run, EyeRecipe(), chosen.minutes)
+    eye = train_eye(scenes, chosen.run, EyeRecipe(), Machine(minutes=chosen.minutes))
     scores = eye_scores(eye, scene_set(bank.training(), *HELD_OUT_SCENES, chosen.scenes), bank)
     print(json.dumps(scores, indent=1))
     save_eye(eye, chosen.out, scores)

@@ -16,11 +16,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from studiolo.base.autoencoder import encode_means
 from studiolo.base.dataset import SceneSet
-from studiolo.base.loop import Loop
+from studiolo.base.loop import Machine, Part, trained
 from studiolo.base.text import tokenize
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.objective import add_noise, prediction_target
@@ -36,6 +36,9 @@ SCHEDULER = {
     "steps_offset": 0,
     "timestep_spacing": "trailing",
 }
+
+
+_GAP_SCENES = 256
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,9 @@ def new_unet(recipe: UnetRecipe, text_width: int) -> UNet2DConditionModel:
         attention_head_dim=32,
         cross_attention_dim=text_width,
     )
-    # On CPUs the fused attention is slower in bf16 than the plain one by far.
-    unet.set_attn_processor(AttnProcessor())
+    if not torch.cuda.is_available():
+        # On CPUs the fused attention is slower in bf16 than the plain one by far.
+        unet.set_attn_processor(AttnProcessor())
     return unet
 
 
@@ -86,34 +90,46 @@ def _stratified(count: int, high: int, generator: torch.Generator) -> Tensor:
     return (places * high).long().clamp(max=high - 1)
 
 
-class _Objective:
-    """The v-loss of a batch of latents under its captions."""
+class UnetPart(Part):
+    """The U-Net on cached latents; the text encoder goes along, frozen."""
 
-    def __init__(self, components: Components) -> None:
-        self.schedule, self.text_encoder = components.schedule, components.text_encoder
+    def __init__(
+        self, components: Components, latents: Tensor, captions: list[str], recipe: UnetRecipe
+    ) -> None:
+        super().__init__(recipe.learning_rate, recipe.steps, recipe.seed)
+        self.unet, self.text_encoder = components.unet, components.text_encoder.requires_grad_(False)
+        self.schedule, self.latents, self.recipe = components.schedule, latents, recipe
+        self.ids = tokenize(components.tokenizer, captions)
+        self.empty = tokenize(components.tokenizer, [""])[0]
 
-    def __call__(
-        self, unet: UNet2DConditionModel, x: Tensor, ids: Tensor, t: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        noise = torch.randn(x.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                embeds = self.text_encoder(ids).last_hidden_state
-            prediction = unet(add_noise(self.schedule, x, noise, t), t, embeds).sample
-        return F.mse_loss(prediction.float(), prediction_target(self.schedule, x, noise, t))
+    def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents [B, 4, 16, 16], token ids [B, 24] of which some are of no caption, timesteps [B], noise."""
+        index = torch.randint(len(self.latents), (self.recipe.batch_size,), generator=generator)
+        ids = self.ids[index]
+        ids[torch.rand(len(index), generator=generator) < self.recipe.uncond] = self.empty
+        x = self.latents[index].float()
+        t = _stratified(len(index), self.schedule.num_steps, generator)
+        return x, ids, t, torch.randn(x.shape, generator=generator)
+
+    def losses(self, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
+        x, ids, t, noise = batch
+        with torch.no_grad():
+            embeds = self.text_encoder(ids).last_hidden_state
+        prediction = self.unet(add_noise(self.schedule, x, noise, t), t, embeds).sample
+        return {"loss": F.mse_loss(prediction.float(), prediction_target(self.schedule, x, noise, t))}
 
 
 @torch.no_grad()
 def caption_gap(
-    objective: _Objective, unet: UNet2DConditionModel, x: Tensor, ids: Tensor
+    part: UnetPart, held_out: Tensor, captions: list[str], tokenizer: CLIPTokenizer
 ) -> tuple[float, float]:
     """v-loss on held-out latents at t = 800 with the right captions, and with each caption moved to its
     neighbour."""
-    t = torch.full((len(x),), 800)
-    right, shuffled = (
-        float(objective(unet, x, captions, t, torch.Generator().manual_seed(1)))
-        for captions in (ids, ids.roll(1, 0))
-    )
+    ids = tokenize(tokenizer, captions).to(part.device)
+    x = held_out.float().to(part.device)
+    t = torch.full((len(x),), 800, device=part.device)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(part.device)
+    right, shuffled = (float(part.losses((x, words, t, noise))["loss"]) for words in (ids, ids.roll(1, 0)))
     return right, shuffled
 
 
@@ -123,43 +139,24 @@ def train_unet(
     held_out: SceneSet,
     run: Path,
     recipe: UnetRecipe,
-    minutes: float,
-    on_save: Callable[[Components, int], None] | None = None,
+    machine: Machine,
+    on_save: Callable[[int], None],
     every: int = 500,
 ) -> Components:
     """Trains (or goes on training) `components.unet` in `run`; returns the components with the averaged
     U-Net.
 
-    `on_save(components, step)` is called every `every` steps, for pictures.
+    `on_save(step)` is called every `every` steps, the averaged weights in place, to save and to draw.
     """
+    run.mkdir(parents=True, exist_ok=True)
     latents = cached_latents(components.vae, scenes, run / f"latents-{len(scenes)}.pt")
-    test = cached_latents(components.vae, held_out, run / "latents-held-out.pt")[:256].float()
-    tokenizer: CLIPTokenizer = components.tokenizer
-    text_encoder: CLIPTextModel = components.text_encoder.requires_grad_(False)
-    ids, test_ids = tokenize(tokenizer, scenes.captions), tokenize(tokenizer, held_out.captions[: len(test)])
-    empty = tokenize(tokenizer, [""])[0]
-    objective = _Objective(components)
-    loop = Loop(
-        run,
-        {"unet": components.unet},
-        recipe.learning_rate,
-        recipe.steps,
-        ema_decay=recipe.ema_decay,
-        every=every,
-    )
-    averaged = Components(
-        tokenizer, text_encoder, components.vae, loop.ema["unet"], components.scheduler_config
-    )
-    for step in loop.steps(minutes):
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        index = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
-        captions = ids[index]
-        captions[torch.rand(len(index), generator=generator) < recipe.uncond] = empty
-        t = _stratified(len(index), objective.schedule.num_steps, generator)
-        loop.update(objective(components.unet, latents[index].float(), captions, t, generator))
-        if loop.step % every == 0:
-            right, shuffled = caption_gap(objective, averaged.unet, test, test_ids)
-            print(f"held-out v-loss at t=800: {right:.4f}, shuffled captions: {shuffled:.4f}", flush=True)
-            if on_save:
-                on_save(averaged, loop.step)
-    return averaged
+    test = cached_latents(components.vae, held_out, run / "latents-held-out.pt")[:_GAP_SCENES]
+    part = UnetPart(components, latents, scenes.captions, recipe)
+
+    def look(step: int) -> None:
+        right, shuffled = caption_gap(part, test, held_out.captions[: len(test)], components.tokenizer)
+        print(f"held-out v-loss at t=800: {right:.4f}, with shuffled captions {shuffled:.4f}", flush=True)
+        on_save(step)
+
+    with trained(part, run, machine, ema_decay=recipe.ema_decay, look=look, every=every):
+        return components.copy()

@@ -23,6 +23,11 @@ def build(
     nouns: Annotated[
         str, typer.Option(help="Only these nouns, parted by commas: a small base to prove a change on.")
     ] = "",
+    accelerator: Annotated[str, typer.Option(help="What trains: cpu, gpu, ...")] = "cpu",
+    devices: Annotated[
+        int, typer.Option(help="Processes; above 1, start them yourself: torchrun --nproc-per-node N.", min=1)
+    ] = 1,
+    precision: Annotated[str, typer.Option(help="bf16-mixed or 32-true.")] = "bf16-mixed",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to PyTorch.", min=0)] = 0,
 ) -> None:
     """Fetch the artwork (npm), compose scenes, train autoencoder, text encoder and U-Net; write
@@ -30,13 +35,14 @@ def build(
     import torch
 
     from studiolo.base.build import Build, BuildRecipe
+    from studiolo.base.loop import Machine
     from studiolo.base.unet import UnetRecipe
 
     if threads:
         torch.set_num_threads(threads)
     chosen = tuple(noun.strip() for noun in nouns.split(",") if noun.strip())
     recipe = BuildRecipe(nouns=chosen, scenes=scenes, unet=UnetRecipe(steps=unet_steps))
-    work = Build(out, recipe)
+    work = Build(out, recipe, Machine(accelerator, devices, precision, minutes))
     work.sample_subjects()
-    work.unet(minutes)
+    work.unet()
     typer.echo(f"The model: {out / 'weights'}. Look at {out / 'previews'}.")

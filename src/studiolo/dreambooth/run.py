@@ -10,12 +10,12 @@ from typing import Any
 
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from studiolo.dreambooth.checkpoint import all_checkpoints
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.subject import Subject
 from studiolo.errors import StudioloError
 from studiolo.models.registry import list_models
 from studiolo.store.files import atomic_path, sha256_bytes
+from studiolo.training.checkpoint import all_checkpoints
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 import studiolo
 from studiolo.diffusion.components import Components
 from studiolo.dreambooth.batches import Batches, Half
-from studiolo.dreambooth.callbacks import MovingAverage, PreviewPainter, Recorder, evaluating
-from studiolo.dreambooth.checkpoint import Checkpoints, Interrupted, Interruption, WholeFiles
+from studiolo.dreambooth.callbacks import PreviewPainter, Recorder
 from studiolo.dreambooth.examples import ExampleSet, LatentEncoder
 from studiolo.dreambooth.identifier import take_identifier
 from studiolo.dreambooth.personalize import Personalization
@@ -36,6 +32,9 @@ from studiolo.formats.diffusers_folder import load_components, save_components
 from studiolo.models.registry import CARD_FILE, ModelRef
 from studiolo.store.files import atomic_dir
 from studiolo.store.paths import cache_dir
+from studiolo.training.checkpoint import Checkpoints, Interrupted, Interruption, WholeFiles
+from studiolo.training.quiet import quiet
+from studiolo.training.steps import MovingAverage, evaluating
 
 
 @dataclass
@@ -95,7 +94,7 @@ class Teaching:
             ).token_id
             self.module = self._make_module(maker, token_id)
             try:
-                with _quiet(), torch.random.fork_rng():
+                with quiet(), torch.random.fork_rng():
                     self.trainer.fit(self.module, ckpt_path=checkpoint, weights_only=True)
             except Interrupted as error:
                 raise self._told(error.signum) from None
@@ -218,7 +217,7 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
         # After its stop step the text encoder takes no part in the backward pass.
         strategy = DDPStrategy(find_unused_parameters=recipe.text_encoder_stop_step is not None)
     try:
-        with _quiet():
+        with quiet():
             return pl.Trainer(
                 accelerator=recipe.accelerator,
                 devices=recipe.devices,
@@ -241,19 +240,3 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
         raise StudioloError(
             f"this machine cannot train so: {error}", where="accelerator, devices, strategy or precision"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back what Lightning says of loaders, loggers and modes: all of that is meant here."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,7 +11,6 @@ from PIL import Image
 
 from studiolo.diffusion.components import Components
 from studiolo.drawing.model import ImageModel
-from studiolo.dreambooth.checkpoint import Interrupted
 from studiolo.dreambooth.identifier import check_identifier, find_identifier
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
@@ -24,6 +23,7 @@ from studiolo.formats.diffusers_folder import load_components
 from studiolo.models.registry import check_name, register, resolve
 from studiolo.store.files import atomic_path
 from studiolo.store.paths import runs_dir
+from studiolo.training.checkpoint import Interrupted
 
 __all__ = ["Interrupted", "resume", "train"]
 

@@ -7,9 +7,11 @@ generator states in it: every random draw is a function of the step.
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,9 +20,9 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
-from studiolo.dreambooth.callbacks import StepCallback
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path
+from studiolo.training.steps import StepCallback
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
@@ -56,10 +58,31 @@ class Interruption(pl.Callback):
             raise Interrupted(signum, between_steps=False)
         self.signum = signum
 
+    @property
+    def asked(self) -> bool:
+        """Whether the training is to stop after the present step."""
+        return self.signum is not None
+
     def raise_if_asked(self) -> None:
         """To be called where the training waits between two steps."""
         if self.signum is not None:
             raise Interrupted(self.signum, between_steps=True)
+
+
+class Deadline(Interruption):
+    """Asks for the end by itself, too: when `minutes` have passed since the training began."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self._end = math.inf
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._end = time.monotonic() + self._seconds
+
+    @property
+    def asked(self) -> bool:
+        return super().asked or time.monotonic() > self._end
 
 
 class Checkpoints(StepCallback):
@@ -77,8 +100,7 @@ class Checkpoints(StepCallback):
         self.interruption = interruption
 
     def on_step(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        asked = self.interruption.signum is not None
-        stop = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        stop = trainer.strategy.reduce_boolean_decision(self.interruption.asked, all=False)
         if stop or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer, step)
         trainer.should_stop = trainer.should_stop or stop

@@ -1,0 +1,1 @@
+"""What every training on Lightning shares: steps, averages, whole checkpoints, clean interruptions."""
