@@ -173,9 +173,9 @@ def markdown(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) 
         cells = [f"{row[key]['mean']:.2f} ± {row[key]['sd']:.2f}" for key in COLUMNS]
         lines.append(f"| {'yes' if row['prior'] else 'no'} | {row['step']} | {' | '.join(cells)} |")
     note = (
-        f"Fidelity of the base asked for the class alone: {untaught:.2f}; of the training images to each other: "
-        f"{real:.2f}. The eye sees the class noun among its first five in {named:.0%} of the training images. "
-        f"Diversity of the base's class pictures: {diversity:.2f}."
+        f"Fidelity of the base asked for the class alone: {untaught:.2f}; of the training images to each "
+        f"other: {real:.2f}. The eye sees the class noun among its first five in {named:.0%} of the training "
+        f"images. Diversity of the base's class pictures: {diversity:.2f}."
     )
     return "\n".join([*lines, "", note]) + "\n"
 
