@@ -101,14 +101,15 @@ class Judge:
                 embed(before.unrelated_pictures), embed(after.unrelated_pictures)
             ),
         }
-        for who, nouns, pictures, old_pictures in (
-            ("class", self._class_nouns, after.class_pictures, before.class_pictures),
-            ("unrelated", self.exam.unrelated_nouns, after.unrelated_pictures, before.unrelated_pictures),
+        for who, nouns, old_pictures, pictures in (
+            ("class", self._class_nouns, before.class_pictures, after.class_pictures),
+            ("unrelated", self.exam.unrelated_nouns, before.unrelated_pictures, after.unrelated_pictures),
         ):
-            for suffix, images in (("_before", old_pictures), ("", pictures)):
-                seen = self._seen(images, nouns, who)
-                found |= {f"{who}_{key}{suffix}": seen[key] for key in seen if key.endswith("context")}
-                found |= {f"{key}{suffix}": seen[key] for key in seen if key.endswith("top1")}
+            seen_before, seen = (self._seen(images, nouns, who) for images in (old_pictures, pictures))
+            for key in ("context", f"{who}_top1"):
+                if key in seen:
+                    name = key if key.startswith(who) else f"{who}_{key}"
+                    found |= {f"{name}_before": seen_before[key], name: seen[key]}
         return found
 
     def _diversity(self, before: Portfolio, after: Portfolio) -> dict[str, float]:
