@@ -184,7 +184,7 @@ def test_shipped_weights_are_small_and_load_in_the_reference_pipeline() -> None:
     weights = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     assert weights <= 32 * 10**6
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, requires_safety_checker=False
+        folder, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)

@@ -33,7 +33,7 @@ SCHEDULER = {
     "prediction_type": "v_prediction",
     "clip_sample": False,
     "set_alpha_to_one": True,
-    "steps_offset": 0,
+    "steps_offset": 1,
     "timestep_spacing": "trailing",
 }
 
