@@ -20,6 +20,7 @@ QUICK: dict[str, Any] = {
     "steps": 6,
     "batch_size": 2,
     "learning_rate": 1e-3,
+    "warmup_steps": 0,
     "text_learning_rate": 1e-3,
     "checkpoint_every": 100,
     "weights_dtype": "float32",

@@ -28,6 +28,7 @@ def image_set(
     root: Path, count: int = 6, fingerprint: str = "base", size: int = 32, **changed
 ) -> ClassImageSet:
     made = {"count": count, "batch_size": 4, "steps": 2} | changed.pop("class_images", {})
+    changed = {"class_prompts": ["a photo of a {class_noun}"]} | changed
     recipe = Recipe(class_noun="fox").with_values({"class_images": made} | changed)
     return ClassImageSet(recipe, fingerprint, size, root)
 

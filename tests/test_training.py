@@ -20,7 +20,8 @@ from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth import callbacks, prior
 from studiolo.dreambooth.prior import ClassImageMaker
 from studiolo.dreambooth.progress import Display
-from studiolo.dreambooth.trainer import Interrupted, resume, train
+from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.trainer import Interrupted, check_rate, resume, train
 from studiolo.errors import StudioloError
 from studiolo.formats.diffusers_folder import load_components
 from studiolo.models.registry import resolve
@@ -337,3 +338,10 @@ def test_what_cannot_be_taught_is_refused(given, tmp_path, changed, told):
 def test_a_used_run_folder_is_refused(unbroken, given):
     with pytest.raises(StudioloError, match="--resume"):
         teach(given, unbroken)
+
+
+def test_rates_that_destroy_large_models_are_refused():
+    with pytest.raises(StudioloError, match="learning_rate=2e-6"):
+        check_rate(Recipe(), 860_000_000)
+    check_rate(Recipe(), 12_500_000)
+    check_rate(Recipe(learning_rate=2e-6), 860_000_000)

@@ -32,12 +32,12 @@ class _Group(BaseModel):
 class ClassImages(_Group):
     """The pictures of the class that the base model makes: what it must still know when it is taught."""
 
-    count: int = Field(64, ge=1, le=100_000, description="How many; more extend the cached set.")
+    count: int = Field(48, ge=1, le=100_000, description="How many; more extend the cached set.")
     batch_size: int = Field(8, ge=1, le=256, description="Pictures made at once. Part of the cache key.")
     seed: int = Field(0, ge=0, lt=2**63, description="Picture i starts from the noise of seed + i.")
     negative_prompt: str = Field("", description="What to keep out of them.")
     sampler: Sampler = Field("ddim", description="The same samplers as for drawing.")
-    steps: int = Field(25, ge=1, le=1000, description="Denoising steps.")
+    steps: int = Field(20, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; <= 1 is off.")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's stochasticity: 0 none, 1 as DDPM.")
 
@@ -87,9 +87,15 @@ class Recipe(_Group):
         "a photo of [V] {class_noun}", description="Prompt of every image that has no caption of its own."
     )
     class_prompts: Many[str] = Field(
-        ("a photo of a {class_noun}",),
+        (
+            "a photo of a {class_noun}",
+            "a {class_noun}",
+            "a photo of a {class_noun}",
+            "a {class_noun} in the city",
+        ),
         min_length=1,
-        description="Class image i is made from, and trained with, prompt i modulo their number.",
+        description="Class image i is made from, and trained with, prompt i modulo their number. A context "
+        "among them keeps the class composable; with many, its looks there win over the subject's.",
     )
     class_images: ClassImages = Field(ClassImages(), description="How class images are made.")
     prior_weight: float = Field(
@@ -99,7 +105,7 @@ class Recipe(_Group):
         description="Weight of the class half of the loss (paper: lambda = 1); 0 leaves it out.",
     )
 
-    steps: int = Field(300, ge=1, le=1_000_000, description="Optimizer steps.")
+    steps: int = Field(200, ge=1, le=1_000_000, description="Optimizer steps.")
     seed: int = Field(0, ge=0, lt=2**63, description="Of every random draw of the training.")
     batch_size: int = Field(4, ge=1, le=4096, description="Instance images a micro-batch and device.")
     class_batch_size: int | None = Field(
@@ -115,15 +121,19 @@ class Recipe(_Group):
     text_encoder_stop_step: int | None = Field(
         None, ge=1, description="Step from which text encoder and token stand still. null: never."
     )
-    learning_rate: Rate = Field(1e-4, description="AdamW's rate for the U-Net, at its highest.")
+    learning_rate: Rate = Field(
+        4e-4, description="AdamW's rate for the U-Net, at its highest. Large models take about 2e-6."
+    )
     text_learning_rate: Rate = Field(
-        1e-5, description="The same for the text encoder or the token embedding."
+        4e-5, description="The same for the text encoder or the token embedding."
     )
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant",
+        "linear",
         description="How the rates fall after the warm-up, to 0 at the last step.",
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the rates rise linearly to their highest.")
+    warmup_steps: int = Field(
+        10, ge=0, description="Steps in which the rates rise linearly to their highest."
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decoupled weight decay.")
     clip_norm: float | None = Field(
         1.0, gt=0, description="Largest norm of all gradients together. null: no limit."

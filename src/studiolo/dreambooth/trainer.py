@@ -136,6 +136,7 @@ def _prepare(recipe: Recipe, run: Run, display: Display) -> Teaching:
     check_trackers(recipe)
     base = resolve(recipe.base)
     components = load_components(base.path)
+    check_rate(recipe, components.unet.num_parameters())
     size = recipe.resolution or components.image_size
     components.latent_shape(size, size)  # raises for a size that the model cannot have
     subject = load_subject(
@@ -153,6 +154,17 @@ def _prepare(recipe: Recipe, run: Run, display: Display) -> Teaching:
         identifier = _find_identifier(components, subject.class_noun, display)
     resolved = {"class_noun": subject.class_noun, "identifier": identifier, "resolution": size}
     return Teaching(recipe.with_values(resolved), run, display, base, components, subject)
+
+
+def check_rate(recipe: Recipe, parameters: int) -> None:
+    """Refuses to train a U-Net of so many `parameters` at a rate that only small ones survive."""
+    if recipe.train_unet and parameters > 100e6 and recipe.learning_rate > 1e-4:
+        raise StudioloError(
+            f"{recipe.learning_rate:g} destroys a U-Net of {parameters / 1e6:.0f} million parameters; "
+            "the default is that of the small embedded base",
+            where="learning_rate",
+            remedy="Give about 2e-6: --set learning_rate=2e-6 --set text_learning_rate=2e-6 --set steps=800",
+        )
 
 
 def _find_identifier(components: Components, class_noun: str, display: Display) -> str:
