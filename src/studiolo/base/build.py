@@ -80,9 +80,7 @@ class Build:
     def scenes(self, held_out: bool = False) -> SceneSet:
         """The training scenes, or as many others of the same sprites that no stage trains on."""
         count = self.recipe.held_out_scenes if held_out else self.recipe.scenes
-        return scene_set(
-            self.sprites().training(), self.recipe.seed + held_out, count, self.folder / "scenes"
-        )
+        return scene_set(self.sprites(), self.recipe.seed + held_out, count, self.folder / "scenes")
 
     def autoencoder(self) -> AutoencoderKL:
         """The trained autoencoder (training it first if `vae/` is not there)."""

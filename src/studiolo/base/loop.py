@@ -16,9 +16,10 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from studiolo.training.checkpoint import Checkpoints, Deadline, Interrupted, WholeFiles, all_checkpoints
+from studiolo.training.checkpoint import Checkpoints, Deadline, Interrupted, all_checkpoints
 from studiolo.training.quiet import quiet
 from studiolo.training.steps import MovingAverage, StepCallback, evaluating
+from studiolo.training.trainer import plain_trainer
 
 FALL = 0.3
 """The part of a training, at its end, in which the learning rate falls."""
@@ -168,21 +169,14 @@ def trained(
     callbacks += [Watch(look, every, average)] if look else []
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
-        trainer = pl.Trainer(
+        trainer = plain_trainer(
+            folder,
+            part.steps,
+            callbacks,
             accelerator=machine.accelerator,
             devices=machine.devices,
             strategy="ddp" if machine.devices > 1 else "auto",
-            precision=machine.precision,  # type: ignore[arg-type]
-            max_epochs=1,
-            max_steps=part.steps,
-            callbacks=callbacks,
-            plugins=[WholeFiles()],
-            default_root_dir=folder,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            precision=machine.precision,
         )
         newest = all_checkpoints(folder)
         trainer.fit(part, ckpt_path=newest[-1] if newest else None, weights_only=True)

@@ -32,9 +32,10 @@ from studiolo.formats.diffusers_folder import load_components, save_components
 from studiolo.models.registry import CARD_FILE, ModelRef
 from studiolo.store.files import atomic_dir
 from studiolo.store.paths import cache_dir
-from studiolo.training.checkpoint import Checkpoints, Interrupted, Interruption, WholeFiles
+from studiolo.training.checkpoint import Checkpoints, Interrupted, Interruption
 from studiolo.training.quiet import quiet
 from studiolo.training.steps import MovingAverage, evaluating
+from studiolo.training.trainer import plain_trainer
 
 
 @dataclass
@@ -218,23 +219,16 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
         strategy = DDPStrategy(find_unused_parameters=recipe.text_encoder_stop_step is not None)
     try:
         with quiet():
-            return pl.Trainer(
+            return plain_trainer(
+                folder,
+                recipe.steps,
+                callbacks,
                 accelerator=recipe.accelerator,
                 devices=recipe.devices,
                 num_nodes=recipe.num_nodes,
                 strategy=strategy,
                 precision=recipe.precision,
-                max_epochs=1,
-                max_steps=recipe.steps,
                 accumulate_grad_batches=recipe.accumulate,
-                callbacks=callbacks,
-                plugins=[WholeFiles()],
-                default_root_dir=folder,
-                use_distributed_sampler=False,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
             )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise StudioloError(
