@@ -15,7 +15,7 @@ from studiolo.base.loop import FALL, WARMUP, Machine, Part, trained
 from studiolo.base.sample_subjects import SUBJECTS
 from studiolo.base.scenes import Composer
 from studiolo.base.sprites import PACKAGES, SPRITE_SIZE, SpriteBank, fetch_package
-from studiolo.base.text import MAX_LENGTH, info_nce, new_tokenizer, tokenize
+from studiolo.base.text import MAX_LENGTH, caption_words, info_nce, new_tokenizer, tokenize
 from studiolo.base.vocabulary import BACKGROUNDS, HATS, HELD_OUT, NOUNS, STYLES, TWINS, article
 from studiolo.errors import StudioloError
 from studiolo.models.registry import BASE_NAME, resolve
@@ -97,7 +97,7 @@ def test_a_scene_set_is_written_once_and_read_again(bank: SpriteBank, tmp_path: 
 
 
 def test_every_caption_fits_and_its_words_are_single_tokens(bank: SpriteBank) -> None:
-    tokenizer = new_tokenizer()
+    tokenizer = new_tokenizer(caption_words())
     captions = [Composer(bank, 1).scene(index).caption for index in range(300)]
     ids = tokenize(tokenizer, captions)
     assert ids.shape == (300, MAX_LENGTH)
@@ -163,6 +163,15 @@ def test_a_training_that_ran_out_of_time_goes_on_to_the_same_end(tmp_path: Path)
     broken, _ = _weights_after(tmp_path / "broken", (0, 0, 1))  # no time at all: one step each, saved
     assert torch.equal(whole, broken)
     assert looked == [5, 10, 15, 20]
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
+    part = Line()
+    with torch.no_grad():
+        part.line.weight.fill_(float("nan"))
+    part.steps = 100  # the log looks every 100 steps
+    with pytest.raises(StudioloError, match="the loss is nan"), trained(part, tmp_path, Machine()):
+        pass
 
 
 def test_learning_rate_rises_stays_and_falls_to_nothing() -> None:

@@ -66,6 +66,11 @@ def test_half_precision_is_stored_as_such_and_read_as_float32(tmp_path):
     assert back.fingerprint() != components.fingerprint()
 
 
+def test_where_a_part_was_loaded_from_is_not_told(folder, tmp_path):
+    saved = save_components(load_components(folder), tmp_path / "again")
+    assert str(folder) not in "".join(file.read_text() for file in saved.rglob("*.json"))
+
+
 def test_an_fp16_variant_is_found(tmp_path):
     folder = tiny_folder(tmp_path)
     expected = load_components(folder).fingerprint()

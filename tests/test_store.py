@@ -45,6 +45,13 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     ]
 
 
+def test_files_of_a_folder_are_as_readable_as_the_folder(tmp_path):
+    with atomic_dir(tmp_path / "model") as folder:
+        (folder / "weights").touch(mode=0o600)
+    inside, around = ((tmp_path / name).stat().st_mode for name in ("model/weights", "model"))
+    assert inside & 0o777 == around & 0o666
+
+
 def test_a_failed_folder_leaves_the_old_one(tmp_path):
     final = tmp_path / "model"
     with atomic_dir(final) as temporary:

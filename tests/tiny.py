@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from studiolo.base.text import new_tokenizer
 from studiolo.diffusion.components import Components
 from studiolo.formats.diffusers_folder import save_components
 
@@ -19,44 +17,11 @@ a an the photo picture of on in at with and wearing hat red blue green white bla
 fox dog cat moon snow grass beach forest city night background small big zwx sks
 """
 WORDS = TEXT.split()
-START, END = "<|startoftext|>", "<|endoftext|>"
-
-
-def _byte_symbols() -> list[str]:
-    """The 256 printable stand-ins of byte-level BPE (GPT-2's table)."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return sorted(ByteLevel.alphabet())
-
-
-@cache
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte-pair encoding (Sennrich et al. 2016) of WORDS, merged until each of them is a single token."""
-    words = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
-    merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for word in words for pair in pairwise(word)):
-        best = max(sorted(pairs), key=pairs.__getitem__)
-        merges.append(best)
-        words = [_merge(word, best) for word in words]
-    symbols = _byte_symbols()
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *dict.fromkeys(a + b for a, b in merges), START, END]
-    return {token: index for index, token in enumerate(tokens)}, merges
-
-
-def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
-    merged: list[str] = []
-    for symbol in word:
-        if merged and (merged[-1], symbol) == pair:
-            merged[-1] += symbol
-        else:
-            merged.append(symbol)
-    return merged
 
 
 def tiny_tokenizer(max_length: int = 24) -> CLIPTokenizer:
     """A CLIPTokenizer in which each of WORDS is one token; everything else falls apart into bytes."""
-    vocab, merges = _vocabulary()
-    return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=max_length)
+    return new_tokenizer(WORDS, max_length)
 
 
 def _tiny_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from studiolo.base.autoencoder import AutoencoderRecipe, sharpen_decoder, train_autoencoder
 from studiolo.base.dataset import SceneSet, scene_set
-from studiolo.base.loop import Machine
+from studiolo.base.loop import Machine, is_first
 from studiolo.base.sample_subjects import write_subjects
 from studiolo.base.sprites import SpriteBank, render_sprites
 from studiolo.base.text import TextRecipe, train_text_encoder
@@ -59,6 +59,8 @@ class BuildRecipe:
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
     text: TextRecipe = field(default_factory=TextRecipe)
     unet: UnetRecipe = field(default_factory=UnetRecipe)
+    start: Path | None = None
+    """A U-Net folder whose weights are gone on from, with a new optimizer."""
 
 
 class Build:
@@ -109,6 +111,8 @@ class Build:
         tokenizer, text_encoder = self.text()
         torch.manual_seed(self.recipe.unet.seed)
         unet = new_unet(self.recipe.unet, text_encoder.config.hidden_size)
+        if self.recipe.start:
+            unet.load_state_dict(UNet2DConditionModel.from_pretrained(self.recipe.start).state_dict())
         components = Components(tokenizer, text_encoder, self.autoencoder(), unet, dict(SCHEDULER))
         finished = train_unet(
             components,
@@ -119,7 +123,8 @@ class Build:
             self.machine,
             on_save=lambda step: self._preview(components, step),
         )
-        save_components(finished, self.folder / "weights", torch.float16)
+        if is_first():
+            save_components(finished, self.folder / "weights", torch.float16)
         return finished
 
     def _preview(self, components: Components, step: int) -> None:

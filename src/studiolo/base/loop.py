@@ -4,6 +4,7 @@ averages."""
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from studiolo.errors import StudioloError
 from studiolo.training.checkpoint import Checkpoints, Deadline, Interrupted, all_checkpoints
 from studiolo.training.quiet import quiet
 from studiolo.training.steps import MovingAverage, StepCallback, evaluating
@@ -41,7 +43,7 @@ class Machine:
 
 
 class Part(pl.LightningModule):
-    """A part of the base model in training: AdamW; the rate rises, stays, and falls to nothing.
+    """A part of the base model in training; the rate rises, stays, and falls to nothing.
 
     The plateau makes a longer training out of a shorter one: raise `steps` before the fall begins and go on
     (Hu et al. 2024, "warm-up, stable, decay"). Subclasses say what a batch is and how wrong the model is on
@@ -67,11 +69,15 @@ class Part(pl.LightningModule):
         trainer = self.trainer
         return _Batches(self, trainer.global_step, trainer.global_rank, trainer.world_size)  # type: ignore[return-value]
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What moves the weights."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
+        return torch.optim.AdamW(
             trained, self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -119,6 +125,12 @@ class Log(StepCallback):
         if step % self.every or not trainer.is_global_zero:
             return
         means = {name: float(torch.stack([row[name] for row in self._rows]).mean()) for name in self._rows[0]}
+        if not math.isfinite(means["loss"]):
+            raise StudioloError(
+                f"the loss is {means['loss']} before step {step}",
+                where=self.path,
+                remedy="Delete this folder's checkpoints of after it broke, and go on with a lower rate.",
+            )
         seconds = (time.monotonic() - self._since) / len(self._rows)
         row = {
             "step": step,
@@ -144,6 +156,11 @@ class Watch(StepCallback):
         if step % self.every == 0 and trainer.is_global_zero:
             with evaluating(module, self.average):
                 self.look(step)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks, of all that train together."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 @contextmanager

@@ -65,12 +65,12 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
     return out
 
 
-def new_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer in which each caption word is one token and all else falls apart into bytes.
+def new_tokenizer(vocabulary: list[str], max_length: int = MAX_LENGTH) -> CLIPTokenizer:
+    """A CLIPTokenizer in which each word of `vocabulary` is one token and all else falls apart into bytes.
 
     Byte-pair encoding (Sennrich et al. 2016), merged until every word is whole.
     """
-    words = [[*word[:-1], word[-1] + "</w>"] for word in caption_words()]
+    words = [[*word[:-1], word[-1] + "</w>"] for word in vocabulary]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for word in words for pair in pairwise(word)):
         best = max(sorted(pairs), key=pairs.__getitem__)
@@ -79,8 +79,8 @@ def new_tokenizer() -> CLIPTokenizer:
     symbols = sorted(ByteLevel.alphabet())
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *dict.fromkeys(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
+    ids = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer, recipe: TextRecipe) -> CLIPTextModel:
@@ -152,7 +152,7 @@ def train_text_encoder(
 ) -> tuple[CLIPTokenizer, CLIPTextModel]:
     """Trains (or goes on training) the small CLIP in `run`; returns its text half."""
     torch.manual_seed(recipe.seed)
-    tokenizer = new_tokenizer()
+    tokenizer = new_tokenizer(caption_words())
     part = ClipPart(tokenizer, new_text_encoder(tokenizer, recipe), scenes, recipe)
     with trained(part, run, machine):
         found = retrieval_accuracy(tokenizer, part.encoder, part.tower, held_out)

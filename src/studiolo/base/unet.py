@@ -21,6 +21,7 @@ from transformers import CLIPTokenizer
 from studiolo.base.autoencoder import encode_means
 from studiolo.base.dataset import SceneSet
 from studiolo.base.loop import Machine, Part, trained
+from studiolo.base.muon import Muon
 from studiolo.base.text import tokenize
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.objective import add_noise, prediction_target
@@ -43,12 +44,13 @@ _GAP_SCENES = 256
 
 @dataclass(frozen=True)
 class UnetRecipe:
-    """Hyper-parameters; `uncond` is the share of captions left out, for classifier-free guidance (Ho &
-    Salimans 2022)."""
+    """Hyper-parameters: `learning_rate` is Muon's, for matrices and kernels, `others_rate` AdamW's for the
+    rest; `uncond` is the share of captions left out, for classifier-free guidance (Ho & Salimans 2022)."""
 
     steps: int = 6000
-    batch_size: int = 32
-    learning_rate: float = 1e-3
+    batch_size: int = 48
+    learning_rate: float = 3e-3
+    others_rate: float = 1e-3
     ema_decay: float = 0.999
     uncond: float = 0.1
     channels: tuple[int, ...] = (64, 160, 192)
@@ -101,6 +103,12 @@ class UnetPart(Part):
         self.schedule, self.latents, self.recipe = components.schedule, latents, recipe
         self.ids = tokenize(components.tokenizer, captions)
         self.empty = tokenize(components.tokenizer, [""])[0]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        ends = {self.unet.conv_in.weight, self.unet.conv_out.weight}
+        matrices = [weight for weight in self.unet.parameters() if weight.ndim > 1 and weight not in ends]
+        others = [weight for weight in self.unet.parameters() if weight.ndim == 1 or weight in ends]
+        return Muon(matrices, others, self.learning_rate, self.recipe.others_rate)
 
     def batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latents [B, 4, 16, 16], token ids [B, 24] of which some are of no caption, timesteps [B], noise."""

@@ -28,6 +28,9 @@ def build(
         int, typer.Option(help="Processes; above 1, start them yourself: torchrun --nproc-per-node N.", min=1)
     ] = 1,
     precision: Annotated[str, typer.Option(help="bf16-mixed or 32-true.")] = "bf16-mixed",
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Go on from the U-Net in this folder, with a new optimizer.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to PyTorch.", min=0)] = 0,
 ) -> None:
     """Fetch the artwork (npm), compose scenes, train autoencoder, text encoder and U-Net; write
@@ -35,14 +38,15 @@ def build(
     import torch
 
     from studiolo.base.build import Build, BuildRecipe
-    from studiolo.base.loop import Machine
+    from studiolo.base.loop import Machine, is_first
     from studiolo.base.unet import UnetRecipe
 
     if threads:
         torch.set_num_threads(threads)
     chosen = tuple(noun.strip() for noun in nouns.split(",") if noun.strip())
-    recipe = BuildRecipe(nouns=chosen, scenes=scenes, unet=UnetRecipe(steps=unet_steps))
+    recipe = BuildRecipe(nouns=chosen, scenes=scenes, unet=UnetRecipe(steps=unet_steps), start=start)
     work = Build(out, recipe, Machine(accelerator, devices, precision, minutes))
     work.sample_subjects()
     work.unet()
-    typer.echo(f"The model: {out / 'weights'}. Look at {out / 'previews'}.")
+    if is_first():
+        typer.echo(f"The model: {out / 'weights'}. Look at {out / 'previews'}.")

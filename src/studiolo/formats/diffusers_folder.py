@@ -63,6 +63,7 @@ def save_components(components: Components, path: str | Path, dtype: torch.dtype
         components.tokenizer.save_pretrained(folder / "tokenizer")
         for part, module in components.modules.items():
             module.save_pretrained(folder / part, safe_serialization=True)
+            _forget_origin(folder / part / "config.json")
         _write_json(folder / "scheduler" / "scheduler_config.json", components.scheduler_config)
         _write_json(folder / "model_index.json", _model_index(components))
     return path
@@ -160,6 +161,13 @@ def _read_network(network: Any, folder: Path, dtype: torch.dtype) -> Any:
     if missing := sorted(info["missing_keys"]):
         raise KeyError(f"{folder.name} lacks {len(missing)} weights, such as {missing[0]}")
     return module.eval()
+
+
+def _forget_origin(config: Path) -> None:
+    """The libraries note where a part was loaded from: a path on this machine, no one else's business."""
+    content = _read_json(config)
+    if content.pop("_name_or_path", None):
+        _write_json(config, content)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -44,8 +44,10 @@ def atomic_dir(final: str | os.PathLike[str]) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        readable = temporary.stat().st_mode & 0o666  # as the user's umask has it; some writers make 0600
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(readable)
                 _sync(file)
         _replace_dir(temporary, target)
     finally:
