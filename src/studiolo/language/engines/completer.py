@@ -1,0 +1,117 @@
+"""What an engine with weights of its own must offer; answers, tools, thoughts are built on it in `decoding`.
+
+A completer knows tokens and constraints and nothing of conversations, except how its model's template
+writes one down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from studiolo.language.conversation import TokenLogprob
+from studiolo.language.engines.base import Capabilities
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a completion must look like from its first character to its last.
+
+    `rule` is a JSON Schema as a dict or True (any JSON) for "json"; a tuple of strings for "choice"; a
+    regular expression for "regex"; the text of a grammar for "lark" and "gbnf".
+    """
+
+    kind: Literal["json", "choice", "regex", "lark", "gbnf"]
+    rule: Any
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; None leaves it to the model's default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation that is wanted.
+
+    Attributes:
+        prompt: token ids.
+        max_tokens: at most this many are made.
+        stop: texts at which it ends; they are not part of it, and no part of one is ever given out.
+        constraint: what it must match, or None.
+        logprobs: alternatives a token to tell, or None for no log-probabilities.
+    """
+
+    prompt: Tokens
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more of a continuation. `text` ends between characters, never within one.
+
+    Attributes:
+        text: what to add; may be empty.
+        tokens: ids made since the last piece (each is in exactly one piece; their text may come later).
+        logprobs: of these tokens, if asked for.
+        end: None while it goes on; "eos" the model ended it, or the constraint left nothing to add; "stop"
+            a stop text was met (named by `stop`); "length" `max_tokens` or the context was full.
+        stop: the stop text that was met.
+        cached: in the first piece, how many tokens of the prompt were there already.
+    """
+
+    text: str = ""
+    tokens: Tokens = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    end: Literal["eos", "stop", "length"] | None = None
+    stop: str | None = None
+    cached: int | None = None
+
+
+class Completer(Protocol):
+    """Weights in memory, many completions at a time."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def template(self) -> str | None:
+        """The model's own chat template (Jinja, as in `tokenizer_config.json`), or None for base models."""
+
+    def tokenize(self, text: str, *, special: bool = True) -> Tokens:
+        """Token ids; `special` reads texts such as <|im_end|> as the one token that they name.
+
+        No begin-of-text token is added: the template writes it.
+        """
+
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+
+    def complete(self, completion: Completion) -> AsyncGenerator[Piece]:
+        """The continuation in pieces; the last one has `end`. Closing the generator frees the slot at once.
+
+        Raises:
+            UnsupportedError: the constraint cannot be enforced here; says which part of it.
+            InvalidRequestError: the prompt is longer than the context.
+            OverloadedError: the queue is full.
+        """
+
+    async def embed(self, texts: Sequence[str]) -> list[list[float]]: ...
+
+    async def close(self) -> None: ...
