@@ -6,7 +6,7 @@ writes one down.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -94,6 +94,17 @@ class Completer(Protocol):
     @property
     def template(self) -> str | None:
         """The model's own chat template (Jinja, as in `tokenizer_config.json`), or None for base models."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """What a template's `bos_token`, `eos_token` and the like print, as far as the vocabulary has them."""
+
+    @property
+    def schema_keywords(self) -> frozenset[str] | None:
+        """Keywords of JSON Schema that its "json" constraint enforces; None: all that llguidance does.
+
+        Annotations (title, description, ...) need not be named.
+        """
 
     def tokenize(self, text: str, *, special: bool = True) -> Tokens:
         """Token ids; `special` reads texts such as <|im_end|> as the one token that they name.
