@@ -29,6 +29,10 @@ class UnknownModelError(LanguageError):
     """No model of this name (404)."""
 
 
+class UnknownContextError(LanguageError):
+    """No explicit context of this name, or it has expired (404)."""
+
+
 class RateLimitError(LanguageError):
     """Too much at once (429). `retry_after` is in seconds, when the other side named it."""
 

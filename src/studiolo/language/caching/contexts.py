@@ -1,0 +1,341 @@
+"""Explicit contexts: what many requests have in common, named, kept as text, and used for a time.
+
+The semantics are those of Gemini's cachedContents (https://ai.google.dev/api/caching): the prefix never
+changes, only its expiry does, and a request that names one brings no system text or tools of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from studiolo.errors import StudioloError
+from studiolo.language.conversation import Content, Request, Tool, ToolChoice, Value
+from studiolo.language.errors import InvalidRequestError, RateLimitError, UnknownContextError
+from studiolo.store.files import atomic_path
+from studiolo.store.paths import home
+
+Clock = Callable[[], datetime]
+
+# A name is a file name, also where file systems do not tell cases apart.
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+class Prefix(Value):
+    """What goes before the contents of a request."""
+
+    contents: tuple[Content, ...] = ()
+    system: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+
+    def before(self, request: Request) -> Request:
+        """`request` with this before its own contents.
+
+        Raises:
+            InvalidRequestError: the request has a system text, tools or a tool choice of its own.
+        """
+        own = {
+            "system": request.system is not None,
+            "tools": bool(request.tools),
+            "tool_choice": request.tool_choice != ToolChoice(),
+        }
+        if contradicting := [name for name, is_set in own.items() if is_set]:
+            raise InvalidRequestError(
+                f"a request that uses a context has no {', '.join(contradicting)} of its own",
+                where=f"cache={request.cache}" if request.cache else None,
+                remedy="Leave them out, or create a context with them.",
+            )
+        update = {name: getattr(self, name) for name in own}
+        contents = self.contents + request.contents
+        return request.model_copy(update={**update, "contents": contents, "cache": None})
+
+
+class Context(Value):
+    """What is told of a context; the prefix itself is not.
+
+    Attributes:
+        tokens: of the prefix, as the engine counted them.
+        size: bytes of the prefix as JSON.
+    """
+
+    name: str
+    model: str
+    title: str = ""
+    created: datetime
+    updated: datetime
+    expires: datetime
+    tokens: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is kept. `size` (of one) and `total` are in bytes of JSON."""
+
+    number: int = 256
+    size: int = 32 * 2**20
+    total: int = 512 * 2**20
+    lifetime: timedelta = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some contexts, and the token of the page after them (None: there is none)."""
+
+    contexts: tuple[Context, ...]
+    next: str | None = None
+
+
+class Contexts:
+    """The contexts of one folder. Files are the only state: several processes may share it.
+
+    One file each, of two lines: the record (`Context`), so that a list reads no prefixes, and the prefix.
+
+    Args:
+        folder: by default `contexts` in the data folder.
+        clock: the time now, with a time zone.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        limits: Limits = Limits(),
+        clock: Clock = lambda: datetime.now(UTC),
+    ) -> None:
+        self.folder = home() / "contexts" if folder is None else folder
+        self.limits = limits
+        self._clock = clock
+        self._lock = threading.Lock()  # from finding room to taking it
+
+    def create(
+        self,
+        prefix: Prefix,
+        *,
+        model: str,
+        ttl: timedelta,
+        tokens: int,
+        name: str | None = None,
+        title: str = "",
+    ) -> Context:
+        """Keeps a prefix for `ttl`; expired contexts are removed for it.
+
+        Raises:
+            InvalidRequestError: the prefix is empty or too large, the name is none or taken, or the time to
+                live is not within limits.
+            RateLimitError: there is no room; `retry_after` is when the next one expires.
+        """
+        if not (prefix.contents or prefix.system or prefix.tools):
+            raise InvalidRequestError("an empty context", remedy="Give it contents, a system text or tools.")
+        name = secrets.token_hex(10) if name is None else _checked(name)
+        body = prefix.model_dump_json().encode()
+        if len(body) > self.limits.size:
+            raise InvalidRequestError(
+                f"the context has {len(body):,} bytes, and at most {self.limits.size:,} are kept",
+                where=name,
+                remedy="Shorten it, or send it with each request.",
+            )
+        now = self._clock()
+        context = Context(
+            name=name, model=model, title=title, created=now, updated=now,
+            expires=self._expiry(now, ttl), tokens=tokens, size=len(body),
+        )  # fmt: skip
+        with self._lock:
+            self.expire()
+            self._admit(context)
+            self._write(context, body)
+        return context
+
+    def get(self, name: str) -> Context:
+        """
+        Raises:
+            UnknownContextError: there is none of this name, or no longer.
+        """
+        return self._read(name)[0]
+
+    def prefix(self, name: str) -> Prefix:
+        """What the context `name` holds; raises as `get` does."""
+        context, body = self._read(name)
+        try:
+            return Prefix.model_validate_json(body)
+        except ValidationError as error:
+            raise _damaged(self._file(context.name)) from error
+
+    def resolve(self, request: Request) -> Request:
+        """The request with the context that it names written out; unchanged if it names none.
+
+        Raises:
+            UnknownContextError: no such context, or no longer.
+            InvalidRequestError: it is another model's, or the request contradicts it (see `Prefix.before`).
+        """
+        if request.cache is None:
+            return request
+        context = self.get(request.cache)
+        if context.model != request.model:
+            raise InvalidRequestError(
+                f"this context was made for {context.model}, and the request is for {request.model}",
+                where=f"cache={request.cache}",
+                remedy=f"Ask {context.model}, or create the context for {request.model}.",
+            )
+        return self.prefix(request.cache).before(request)
+
+    def list(self, size: int = 50, token: str | None = None) -> Page:
+        """Live contexts in the order they were made, `size` at a time; `token` is the last page's `next`.
+
+        Contexts that come or go between two pages shift none of the others.
+        """
+        if size < 1:
+            raise InvalidRequestError("a page has at least one entry", where=f"page size {size}")
+        after = _from_token(token) if token else None
+        now = self._clock()
+        live = sorted((c for c in self._all() if c.expires > now), key=_order)
+        rest = [context for context in live if after is None or _order(context) > after]
+        shown = tuple(rest[:size])
+        return Page(shown, _to_token(shown[-1]) if len(rest) > size else None)
+
+    def extend(self, name: str, ttl: timedelta) -> Context:
+        """Gives it a new expiry, `ttl` from now (sooner or later than the old one)."""
+        now = self._clock()
+        return self._change(name, updated=now, expires=self._expiry(now, ttl))
+
+    def recount(self, name: str, tokens: int) -> Context:
+        """Sets how many tokens it has, for who learns that only after it was made."""
+        return self._change(name, tokens=tokens)
+
+    def delete(self, name: str) -> Context:
+        """Forgets it at once; raises as `get` does."""
+        context = self.get(name)
+        self._file(name).unlink(missing_ok=True)
+        return context
+
+    def expire(self) -> tuple[Context, ...]:
+        """Removes what has expired, oldest expiry first, and tells what that was."""
+        now = self._clock()
+        gone = sorted((c for c in self._all() if c.expires <= now), key=lambda context: context.expires)
+        for context in gone:
+            self._file(context.name).unlink(missing_ok=True)
+        return tuple(gone)
+
+    def _admit(self, new: Context) -> None:
+        kept = self._all()
+        if any(context.name == new.name for context in kept):
+            raise InvalidRequestError(
+                "a context of this name exists", where=new.name, remedy="Choose another, or delete it first."
+            )
+        total = sum(context.size for context in kept)
+        if len(kept) < self.limits.number and total + new.size <= self.limits.total:
+            return
+        wait = min((context.expires for context in kept), default=new.created) - new.created
+        raise RateLimitError(
+            f"no room for another context: there are {len(kept)} (at most {self.limits.number}) with "
+            f"{total:,} bytes (at most {self.limits.total:,}), and this one has {new.size:,}",
+            where=self.folder,
+            remedy="Delete one that is no longer needed, or wait until one expires.",
+            retry_after=wait.total_seconds(),
+        )
+
+    def _change(self, name: str, **update: Any) -> Context:
+        with self._lock:
+            context, body = self._read(name)
+            context = context.model_copy(update=update)
+            self._write(context, body)
+        return context
+
+    def _expiry(self, now: datetime, ttl: timedelta) -> datetime:
+        if not timedelta(0) < ttl <= self.limits.lifetime:
+            raise InvalidRequestError(
+                f"a context lives for more than 0 and at most {self.limits.lifetime.total_seconds():.0f} seconds",
+                where=f"time to live of {ttl.total_seconds():g} s",
+            )
+        return now + ttl
+
+    def _all(self) -> list[Context]:
+        """Every record, expired ones too."""
+        found = []
+        for file in self.folder.glob("*.jsonl"):
+            # Files that are still being written have names that are none.
+            if _NAME.fullmatch(file.stem) and (context := _record(file)):
+                found.append(context)
+        return found
+
+    def _read(self, name: str) -> tuple[Context, bytes]:
+        unknown = UnknownContextError(
+            "no context of this name, or it has expired", where=name, remedy="Create it (again)."
+        )
+        if not _NAME.fullmatch(name):
+            raise unknown
+        try:
+            head, _, body = self._file(name).read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            raise unknown from None
+        context = _parsed(head, self._file(name))
+        if context.expires <= self._clock():
+            raise unknown
+        return context, body.rstrip(b"\n")
+
+    def _write(self, context: Context, body: bytes) -> None:
+        with atomic_path(self._file(context.name)) as temporary:
+            temporary.write_bytes(context.model_dump_json().encode() + b"\n" + body + b"\n")
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.jsonl"
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            "not a name for a context",
+            where=repr(name),
+            remedy="Use 1 to 63 lower-case letters, digits or '-', starting with a letter or digit.",
+        )
+    return name
+
+
+def _record(file: Path) -> Context | None:
+    """The first line of a file; None if another process has just deleted it."""
+    try:
+        with file.open("rb") as opened:
+            return _parsed(opened.readline(), file)
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(line: bytes, file: Path) -> Context:
+    try:
+        return Context.model_validate_json(line)
+    except ValidationError as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: Path) -> StudioloError:
+    return StudioloError("damaged context: not as it was written", where=file, remedy="Delete this file.")
+
+
+def _order(context: Context) -> tuple[datetime, str]:
+    return context.created, context.name
+
+
+def _to_token(context: Context) -> str:
+    return f"{context.created.isoformat()}~{context.name}"
+
+
+def _from_token(token: str) -> tuple[datetime, str]:
+    created, _, name = token.partition("~")
+    try:
+        after = datetime.fromisoformat(created)
+    except ValueError:
+        after = None
+    if after is None or after.tzinfo is None:
+        raise InvalidRequestError(
+            "not the token of a page", where=repr(token), remedy="Use `next` of the page before."
+        )
+    return after, name
