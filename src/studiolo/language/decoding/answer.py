@@ -1,0 +1,323 @@
+"""One answer: a thought, then words or calls, each a completion behind the ones before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from studiolo.language.conversation import Delta, FinishReason, Part, Text, Thought, TokenLogprob
+from studiolo.language.decoding import schema as schemas
+from studiolo.language.decoding.clusters import Smoother
+from studiolo.language.decoding.schema import Schema
+from studiolo.language.decoding.template import inner_ids
+from studiolo.language.decoding.thinking import Channel, ThoughtPlan
+from studiolo.language.decoding.tools import MAX_CALLS, ToolPlan
+from studiolo.language.decoding.turns import CALL_CLOSE, CALL_OPEN
+from studiolo.language.engines.completer import Completer, Completion, Constraint, Piece, Sampling, Tokens
+from studiolo.language.errors import UpstreamError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request, ready to be decoded.
+
+    Attributes:
+        prompt: tokens up to where the thought, or else the answer, begins.
+        max_tokens: of thought and answer together.
+        context: tokens that prompt and all that is made may have together.
+        stop: texts at which the answer ends.
+        constraint: what the answer's words must match.
+    """
+
+    prompt: Tokens
+    max_tokens: int
+    context: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+    channel: Channel
+    thought: ThoughtPlan
+    tools: ToolPlan | None = None
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+
+
+@dataclass
+class _Run:
+    """What one completion has amounted to."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    end: Literal["eos", "stop", "length"] | None = None
+    stop: str | None = None
+
+
+class Answer:
+    """Decodes one candidate.
+
+    Attributes:
+        thoughts: tokens of thought made so far; `answered` those of the answer; their sum is what the engine
+            made.
+        cached: tokens of the request's prompt that the engine had in its cache already.
+    """
+
+    def __init__(self, completer: Completer, wanted: Wanted, candidate: int = 0) -> None:
+        self._completer, self._wanted, self._candidate = completer, wanted, candidate
+        self._prompt = list(wanted.prompt)
+        self._run = _Run()
+        self.thoughts = self.answered = 0
+        self.cached: int | None = None
+
+    async def deltas(self) -> AsyncGenerator[Delta]:
+        """The answer in pieces; the last has `finish`."""
+        if self._wanted.thought.budget:
+            async with aclosing(self._think()) as thoughts:
+                async for delta in thoughts:
+                    yield delta
+        if not self._left:
+            yield self._cut_off("before the answer began")
+            return
+        async with aclosing(self._answer()) as answer:
+            async for delta in answer:
+                yield delta
+
+    @property
+    def _left(self) -> int:
+        """Tokens that may still be made."""
+        bound = self._wanted.max_tokens - self.thoughts - self.answered
+        return max(0, min(bound, self._wanted.context - len(self._prompt)))
+
+    # --- thoughts
+
+    async def _think(self) -> AsyncGenerator[Delta]:
+        channel, smoother = self._wanted.channel, Smoother()
+        budget = min(self._wanted.thought.budget, self._left)
+        async with aclosing(self._complete(budget, stop=(channel.close,), thought=True)) as pieces:
+            async for piece in pieces:
+                text = smoother.add(piece.text)
+                if text and self._wanted.thought.show:
+                    yield self._part(Thought(text=text))
+        if (text := smoother.end()) and self._wanted.thought.show:
+            yield self._part(Thought(text=text))
+        if self._left:
+            tag = channel.close if self._run.end == "stop" else channel.before + channel.close
+            self._go_on(tag=tag, behind=channel.after)
+
+    def _part(self, part: Part) -> Delta:
+        return Delta(candidate=self._candidate, part=part)
+
+    # --- words, or calls
+
+    async def _answer(self) -> AsyncGenerator[Delta]:
+        tools, rule = self._wanted.tools, self._wanted.constraint
+        if tools is not None and tools.forced:
+            self._force(f"{CALL_OPEN}\n")
+            steps = self._calls(tools)
+        elif tools is None or rule is None:
+            steps = self._words(tools, rule)
+        elif rule.kind == "json":
+            steps = self._calls_or_json(tools, rule)
+        else:
+            steps = self._calls_or_rule(tools, rule)
+        async with aclosing(steps):
+            async for delta in steps:
+                yield delta
+
+    async def _words(self, tools: ToolPlan | None, rule: Constraint | None) -> AsyncGenerator[Delta]:
+        """Text as it comes; if the model opens a call, the calls. White space before a call is left out."""
+        stop = (*self._wanted.stop, CALL_OPEN) if tools else self._wanted.stop
+        smoother, blank = Smoother(), ""
+        async with aclosing(self._complete(self._left, stop=stop, rule=rule, logprobs=True)) as pieces:
+            async for piece in pieces:
+                text = blank + smoother.add(piece.text)
+                blank = text if tools and text.isspace() else ""
+                if (text and not blank) or piece.logprobs:
+                    yield self._text("" if blank else text, piece.logprobs)
+        text, run = blank + smoother.end(), self._run
+        called = tools is not None and run.stop == CALL_OPEN
+        if text and not (called and text.isspace()):
+            yield self._text(text)
+        if tools is not None and called:
+            self._go_on(tag=CALL_OPEN, behind="\n")
+            async with aclosing(self._calls(tools)) as calls:
+                async for delta in calls:
+                    yield delta
+            return
+        yield self._finish(rule)
+
+    def _text(self, text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> Delta:
+        return Delta(candidate=self._candidate, part=Text(text=text) if text else None, logprobs=logprobs)
+
+    async def _calls(self, tools: ToolPlan) -> AsyncGenerator[Delta]:
+        """Calls, one after another, from behind an opening tag; each comes out whole."""
+        for _ in range(MAX_CALLS if tools.parallel else 1):
+            async with aclosing(self._complete(self._left, rule=tools.constraint)) as pieces:
+                async for _ in pieces:
+                    pass
+            if self._run.end == "length" or not self._run.text:
+                yield self._cut_off("inside a function call")
+                return
+            yield self._part(tools.call(self._run.text))
+            self._go_on(behind=f"\n{CALL_CLOSE}")
+            if not tools.parallel or not self._left or not await self._another():
+                break
+        yield Delta(candidate=self._candidate, finish=FinishReason.STOP)
+
+    async def _another(self) -> bool:
+        """Whether the model opens one more call, rather than end its turn or say something."""
+        async with aclosing(self._complete(self._left, stop=(CALL_OPEN,))) as pieces:
+            async for piece in pieces:
+                if piece.text.strip():
+                    return False
+        if self._run.stop != CALL_OPEN or not self._left:
+            return False
+        self._go_on(tag=CALL_OPEN, behind="\n")
+        return True
+
+    async def _calls_or_json(self, tools: ToolPlan, rule: Constraint) -> AsyncGenerator[Delta]:
+        """The model chooses between the tag and the first character of an answer in JSON; then it is held to
+        either.
+
+        The chosen character is made again under the schema; it is counted, for it was made.
+        """
+        first = Constraint("choice", (CALL_OPEN, *first_characters(rule.rule)))
+        async with aclosing(self._complete(self._left, rule=first)) as pieces:
+            async for _ in pieces:
+                pass
+        if self._run.text not in first.rule or not self._left:
+            yield self._cut_off("before the answer began")
+            return
+        called = self._run.text == CALL_OPEN
+        if called:
+            self._go_on(behind="\n")
+        async with aclosing(self._calls(tools) if called else self._words(None, rule)) as steps:
+            async for delta in steps:
+                yield delta
+
+    async def _calls_or_rule(self, tools: ToolPlan, rule: Constraint) -> AsyncGenerator[Delta]:
+        """The same for choices and regular expressions, which can be joined with the tag into one."""
+        either: Constraint
+        if rule.kind == "choice":
+            either = Constraint("choice", (CALL_OPEN, *rule.rule))
+        else:
+            either = Constraint("regex", f"(?:{re.escape(CALL_OPEN)})|(?:{rule.rule})")
+        completion = self._complete(self._left, stop=self._wanted.stop, rule=either, logprobs=True)
+        async with aclosing(completion) as pieces:
+            told = [one async for piece in pieces for one in piece.logprobs]
+        if self._run.text != CALL_OPEN:
+            yield self._text(self._run.text, tuple(told))
+            yield self._finish(rule)
+            return
+        self._go_on(behind="\n")
+        async with aclosing(self._calls(tools)) as calls:
+            async for delta in calls:
+                yield delta
+
+    # --- the end
+
+    def _finish(self, rule: Constraint | None) -> Delta:
+        run = self._run
+        if run.end == "length":
+            return self._cut_off("before the answer was whole" if rule else "before the answer ended")
+        if rule is not None and run.end == "stop":
+            return Delta(
+                candidate=self._candidate,
+                finish=FinishReason.OTHER,
+                finish_message=f"ended at the stop text {run.stop!r} before the answer was whole",
+            )
+        if rule is not None:
+            schemas.check_answer(run.text, rule)
+        return Delta(candidate=self._candidate, finish=FinishReason.STOP)
+
+    def _cut_off(self, where: str) -> Delta:
+        spent = self.thoughts + self.answered >= self._wanted.max_tokens
+        bound = f"max_tokens ({self._wanted.max_tokens}) are spent" if spent else "the context is full"
+        return Delta(
+            candidate=self._candidate, finish=FinishReason.LENGTH, finish_message=f"cut off {where}: {bound}"
+        )
+
+    # --- completions
+
+    async def _complete(
+        self,
+        max_tokens: int,
+        *,
+        stop: tuple[str, ...] = (),
+        rule: Constraint | None = None,
+        logprobs: bool = False,
+        thought: bool = False,
+    ) -> AsyncGenerator[Piece]:
+        """The pieces of one completion behind the prompt so far; `_run` is what they amount to."""
+        self._run = run = _Run()
+        if not max_tokens:
+            run.end = "length"
+            return
+        completion = Completion(
+            prompt=tuple(self._prompt),
+            max_tokens=max_tokens,
+            sampling=self._wanted.sampling,
+            stop=stop,
+            constraint=rule,
+            logprobs=self._wanted.logprobs if logprobs else None,
+        )
+        async with aclosing(self._completer.complete(completion)) as pieces:
+            async for piece in pieces:
+                self._count(len(piece.tokens), thought)
+                if self.cached is None:
+                    self.cached = piece.cached or 0
+                run.text += piece.text
+                run.tokens += piece.tokens
+                run.end, run.stop = piece.end, piece.stop
+                if len(run.tokens) > max_tokens:
+                    raise UpstreamError(
+                        "the engine made more tokens than it was allowed", where=self._completer.model
+                    )
+                yield piece
+        if run.end is None:
+            raise UpstreamError("the engine broke off", where=self._completer.model, remedy="Try again.")
+
+    def _count(self, made: int, thought: bool) -> None:
+        if thought:
+            self.thoughts += made
+        else:
+            self.answered += made
+
+    def _go_on(self, *, behind: str, tag: str = "") -> None:
+        """Puts the last run into the prompt, the `tag` that ends it unless the model wrote it, and `behind`.
+
+        The tokens are taken as they were made wherever they say just that; the engine has those in its cache.
+        They do not where the last one reaches beyond the tag, or is an end of turn: then the text is
+        tokenized again.
+        """
+        run = self._run
+        said = run.text + (run.stop or "")
+        if self._completer.detokenize(run.tokens) == said:
+            self._prompt += run.tokens
+            tag = "" if run.stop else tag
+        elif run.text:
+            self._prompt += inner_ids(run.text, False, self._completer.tokenize)
+        self._force(tag + behind)
+
+    def _force(self, text: str) -> None:
+        if text:
+            self._prompt += inner_ids(text, True, self._completer.tokenize)
+
+
+def first_characters(rule: Schema | bool) -> tuple[str, ...]:
+    """With which characters JSON of a schema can begin; all that JSON can if the schema does not tell by its
+    type."""
+    kinds = {"object": "{", "array": "[", "string": '"', "boolean": "tf", "null": "n"}
+    kinds |= dict.fromkeys(("number", "integer"), "-0123456789")
+    named = rule.get("type", list(kinds)) if isinstance(rule, dict) else list(kinds)
+    wanted = [named] if isinstance(named, str) else named
+    return tuple(dict.fromkeys(character for kind in wanted for character in kinds[kind]))
+
+
+def seeded(wanted: Wanted, candidate: int) -> Wanted:
+    """The same for another candidate: another seed, if there is one."""
+    seed = wanted.sampling.seed
+    return (
+        wanted if seed is None else replace(wanted, sampling=replace(wanted.sampling, seed=seed + candidate))
+    )

@@ -1,0 +1,330 @@
+"""From a conversation to the tokens of a prompt, by the model's own chat template.
+
+Templates are Jinja, compiled as transformers does it (`apply_chat_template`, transformers 5). What people,
+tools and models said goes through the template as private placeholders and is put back afterwards, so that
+the prompt falls into the template's own text, whose control tokens count, and what was said, which is read as
+plain text: nobody can forge the end of a turn by writing `<|im_end|>`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, Protocol
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from studiolo.language.errors import InvalidRequestError, UnsupportedError
+
+Segment = tuple[str, bool]
+"""A stretch of the prompt, and whether control tokens in it count."""
+
+Message = dict[str, Any]
+
+# Placeholders are made of private-use characters: START, one LEVEL for each time they went through JSON, the
+# number in private digits, END. They have no case and no white space, so `upper` and `trim` leave them alone.
+_START, _END, _LEVEL = "\ue000", "\ue001", "\ue002"
+_DIGITS = "\ue010\ue011\ue012\ue013\ue014\ue015\ue016\ue017\ue018\ue019"
+_PLACEHOLDER = re.compile(f"{_START}({_LEVEL}*)([{_DIGITS}]+){_END}")
+_HARMLESS = re.compile(
+    r"[A-Za-z0-9_$ .,:/-]*"
+)  # no vocabulary names a control token by such characters alone
+
+
+class Vault:
+    """Texts that must not be read for control tokens, behind placeholders."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._wanted: set[int] = set()
+
+    def hide(self, text: str, *, wanted: bool = False) -> str:
+        """A placeholder; white space around the text stays outside, where the template may trim it.
+
+        `wanted` texts must be in the prompt in the end; others the template may leave out.
+        """
+        core = text.strip()
+        if not core:
+            return text
+        number = len(self._texts)
+        self._texts.append(core)
+        if wanted:
+            self._wanted.add(number)
+        start = text.index(core)
+        digits = "".join(_DIGITS[int(digit)] for digit in str(number))
+        return f"{text[:start]}{_START}{digits}{_END}{text[start + len(core) :]}"
+
+    def hide_json(self, value: Any) -> Any:
+        """A JSON value with its strings and keys hidden, except those that can do no harm."""
+        if isinstance(value, str):
+            return value if _HARMLESS.fullmatch(value) else self.hide(value)
+        if isinstance(value, Mapping):
+            return {self.hide_json(key): self.hide_json(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide_json(item) for item in value]
+        return value
+
+    def segments(self, rendered: str) -> list[Segment]:
+        """What was rendered, with the texts put back.
+
+        Raises:
+            UnsupportedError: the template left out something that was said.
+        """
+        segments: list[Segment] = []
+        missing, position = set(self._wanted), 0
+        for match in _PLACEHOLDER.finditer(rendered):
+            number = int("".join(str(_DIGITS.index(digit)) for digit in match[2]))
+            missing.discard(number)
+            text = self._texts[number]
+            for _ in match[1]:
+                text = json.dumps(text, ensure_ascii=False)[1:-1]
+            _append(segments, rendered[position : match.start()], True)
+            _append(segments, text, False)
+            position = match.end()
+        _append(segments, rendered[position:], True)
+        if missing:
+            lost = self._texts[min(missing)]
+            raise UnsupportedError(
+                "the model's chat template leaves this part of the conversation out",
+                where=repr(lost[:60]),
+                remedy="Leave it out yourself, or choose another model.",
+            )
+        return segments
+
+
+def _append(segments: list[Segment], text: str, special: bool) -> None:
+    if not text:
+        return
+    if segments and segments[-1][1] == special:
+        segments[-1] = segments[-1][0] + text, special
+    else:
+        segments.append((text, special))
+
+
+class Tokenize(Protocol):
+    def __call__(self, text: str, *, special: bool = True) -> tuple[int, ...]: ...
+
+
+def token_ids(segments: Sequence[Segment], tokenize: Tokenize) -> tuple[int, ...]:
+    """The tokens of the segments, one after another."""
+    ids: list[int] = []
+    for index, (text, special) in enumerate(segments):
+        ids += inner_ids(text, special, tokenize) if index else tokenize(text, special=special)
+    return tuple(ids)
+
+
+def inner_ids(text: str, special: bool, tokenize: Tokenize) -> tuple[int, ...]:
+    """Tokens of a text within a prompt.
+
+    SentencePiece vocabularies put a space before whatever they think is the beginning. A newline before it
+    keeps them from that, and is taken off again (as transformers' `encode_marked_chat` does).
+    """
+    newline = tuple(tokenize("\n", special=False))
+    ids = tuple(tokenize("\n" + text, special=special))
+    if ids[: len(newline)] == newline:
+        return ids[len(newline) :]
+    return tuple(tokenize(text, special=special))
+
+
+class ChatTemplate:
+    """A model's template and what it can express, found out by trying.
+
+    Models without one (`source` None, base models) get a plain form: the system text and an empty line, then
+    "User: ..." and "Assistant: ..." a turn, with an empty line between turns. It has no control tokens:
+    whoever writes "User:" at the beginning of a line looks like a turn there. `stop` is where its answers
+    end.
+
+    Attributes:
+        takes_system: it has a place for a system instruction (else that is folded into the first user turn).
+        takes_tools: it declares tools, and writes calls as `<tool_call>` JSON `</tool_call>` (Hermes, Qwen).
+        stop: texts at which an answer ends besides the model's own end of turn.
+    """
+
+    def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
+        self.source = source
+        self._names = dict(special_tokens or {})
+        self._template = None if source is None else _compiled(source)
+        self._arguments: Callable[[dict[str, Any]], Any] = _as_object
+        self.stop: tuple[str, ...] = ("\nUser:",) if source is None else ()
+        self.takes_system = source is None or self._try_system()
+        self.takes_tools = source is not None and self._try_tools()
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        vault: Vault,
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        thinking: bool | None = None,
+    ) -> list[Segment]:
+        """The prompt up to where the model's turn begins.
+
+        Args:
+            messages: as templates know them ("role", "content", "tool_calls", ...), texts hidden in `vault`;
+                arguments of calls as objects.
+            tools: declarations, for templates that take them.
+            thinking: `enable_thinking`; None leaves the template's default.
+
+        Raises:
+            InvalidRequestError: the template refuses the conversation; says why.
+            UnsupportedError: the template leaves a part of it out.
+        """
+        return vault.segments(self._render([self._ready(message) for message in messages], tools, thinking))
+
+    def _render(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]] | None, thinking: bool | None
+    ) -> str:
+        if self._template is None:
+            return _plain(messages, self._names.get("bos_token", ""))
+        variables: dict[str, Any] = {**self._names, "messages": messages, "add_generation_prompt": True}
+        variables["tools"] = list(tools) if tools else None
+        if thinking is not None:
+            variables |= {"enable_thinking": thinking, "thinking": thinking}
+        try:
+            return self._template.render(variables)
+        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise InvalidRequestError(
+                f"the model's chat template refuses this conversation ({error})",
+                where="contents",
+                remedy="Let turns of user and model alternate, beginning with the user's.",
+            ) from error
+
+    def _ready(self, message: Message) -> Message:
+        if "tool_calls" not in message:
+            return message
+        calls = [
+            {
+                **call,
+                "function": {**call["function"], "arguments": self._arguments(call["function"]["arguments"])},
+            }
+            for call in message["tool_calls"]
+        ]
+        return {**message, "tool_calls": calls}
+
+    def _try_system(self) -> bool:
+        try:
+            text = self._render([_said("system", "instruct-me"), _said("user", "hello-there")], None, None)
+        except InvalidRequestError:
+            return False
+        return "instruct-me" in text and "hello-there" in text
+
+    def _try_tools(self) -> bool:
+        """Whether a call that was made, and its result, come out in the form that we would have it
+        written."""
+        for arguments in (_as_object, _as_text):
+            self._arguments = arguments
+            try:
+                text = self._render([self._ready(message) for message in _PROBE], [_PROBE_TOOL], None)
+            except InvalidRequestError:
+                continue
+            if _is_hermes(text):
+                return True
+        self._arguments = _as_object
+        return False
+
+
+# --- how transformers compiles templates -------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise UnsupportedError(
+            f"the model's chat template cannot be read ({error})", remedy="Choose another file of this model."
+        ) from error
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a model said, for training; here it is as if it were not there."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja wants it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        return str(caller())
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **form: Any) -> str:
+    """Jinja's own escapes for HTML. What is hidden is marked, to be escaped when it is put back."""
+    text = json.dumps(value, ensure_ascii=False, **form)
+    if ensure_ascii and _START not in text:
+        return json.dumps(value, **form)
+    return _PLACEHOLDER.sub(f"{_START}{_LEVEL}\\1\\2{_END}", text)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+# --- models without a template, and what the others are tried with -----------------------------------------
+
+
+def _plain(messages: Sequence[Message], begin: str) -> str:
+    names = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+    turns = [names[message["role"]] + str(message["content"]) for message in messages]
+    return begin + "\n\n".join([*turns, "Assistant:"])
+
+
+def _as_object(arguments: dict[str, Any]) -> Any:
+    return arguments
+
+
+def _as_text(arguments: dict[str, Any]) -> Any:
+    return _tojson(arguments)
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_function",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A value."}}},
+    },
+}
+_PROBE: list[Message] = [
+    _said("user", "hello-there"),
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "probe_call", "arguments": {"x": "y"}}}
+        ],
+    },
+    {"role": "tool", "name": "probe_call", "tool_call_id": "c1", "content": "it-returned"},
+]
+_HERMES = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+
+
+def _is_hermes(text: str) -> bool:
+    if "probe_function" not in text or "it-returned" not in text:
+        return False
+    for match in _HERMES.finditer(text):
+        try:
+            if json.loads(match[1]) == {"name": "probe_call", "arguments": {"x": "y"}}:
+                return True
+        except ValueError:  # an example within the template's own instruction
+            continue
+    return False

@@ -1,0 +1,244 @@
+"""An engine of any completer: weights of one's own that answer, think, call functions and keep to schemas."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+
+from studiolo.language.conversation import Delta, GenerationConfig, Request, Usage
+from studiolo.language.decoding import schema, thinking, tools, turns
+from studiolo.language.decoding.answer import Answer, Wanted, seeded
+from studiolo.language.decoding.template import ChatTemplate, Segment, Vault, token_ids
+from studiolo.language.decoding.tools import ToolPlan
+from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.completer import Completer, Sampling, Tokens
+from studiolo.language.errors import InvalidRequestError, UnsupportedError
+
+MAX_CANDIDATES = 16
+
+
+class LocalEngine:
+    """Answers by the model's own chat template. Safety settings are for whoever stands before it.
+
+    Usage: `prompt` are the tokens of the request's prompt, once for all candidates, template and tools and an
+    opened thought included; `thoughts` and `answer` are all that the completer made (see
+    `decoding.thinking`), calls and what was made to decide on them counted to the answer.
+    """
+
+    def __init__(self, completer: Completer) -> None:
+        self._completer = completer
+        self._template = ChatTemplate(completer.template, completer.special_tokens)
+        self._channel = thinking.channel_of(self._template)
+
+    @property
+    def model(self) -> str:
+        return self._completer.model
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The completer's, with what is built on it."""
+        able = self._completer.capabilities
+        return able.model_copy(
+            update={
+                "modalities": frozenset({"text"}),
+                "thinking": True,
+                "tools": able.grammar,
+                "candidates": MAX_CANDIDATES,
+            }
+        )
+
+    async def generate(self, request: Request) -> AsyncGenerator[Delta]:
+        """The answer in pieces; texts end between letters, and code-fence markers come whole.
+
+        Raises:
+            InvalidRequestError: an empty or misplaced turn, a prompt longer than the context, a budget that
+                leaves no answer, tools that contradict each other.
+            UnsupportedError: media, a form that cannot be enforced, whatever else the completer lacks.
+            UpstreamError: the completer broke its word.
+        """
+        wanted = self._prepare(request)
+        answers = [
+            Answer(self._completer, seeded(wanted, index), index)
+            for index in range(request.config.candidates)
+        ]
+        running = len(answers)
+        async with aclosing(_together([answer.deltas() for answer in answers])) as deltas:
+            async for delta in deltas:
+                running -= delta.finish is not None
+                usage = None if running else _usage(wanted, answers)
+                yield delta.model_copy(update={"usage": usage, "model": self.model}) if usage else delta
+
+    async def count_tokens(self, request: Request) -> int:
+        """Tokens of the prompt as `generate` would read it."""
+        return len(self._prompt(request, self._tools(request))[0])
+
+    async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
+        """One unit vector a text.
+
+        Raises:
+            UnsupportedError: the model has no embeddings, or not so many dimensions.
+        """
+        if not self.capabilities.embeddings:
+            raise UnsupportedError("this model has no embeddings", where=self.model, remedy="Choose another.")
+        return [_cut(vector, dimensions) for vector in await self._completer.embed(texts)]
+
+    async def close(self) -> None:
+        await self._completer.close()
+
+    # --- from a request to what is decoded
+
+    def _prepare(self, request: Request) -> Wanted:
+        self._check(request)
+        config, able = request.config, self.capabilities
+        allowed = self._tools(request)
+        constraint = schema.constraint(config.format, self._completer.schema_keywords)
+        if allowed and not allowed.forced and constraint and constraint.kind in ("lark", "gbnf"):
+            raise UnsupportedError(
+                "a grammar and functions cannot be offered at once",
+                where="config.format",
+                remedy="Demand a call, leave the functions out, or give a schema or a regular expression.",
+            )
+        prompt, think = self._prompt(request, allowed)
+        max_tokens = config.max_tokens or able.max_output or able.context
+        room = min(max_tokens, able.context - len(prompt))
+        if room <= 0:
+            raise InvalidRequestError(
+                f"the prompt is {len(prompt)} tokens long, and the context {able.context}",
+                where="contents",
+                remedy="Make it shorter.",
+            )
+        return Wanted(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            context=able.context,
+            sampling=_sampling(config),
+            stop=(*config.stop, *self._template.stop),
+            channel=self._channel,
+            thought=thinking.plan(config.thinking, room=room) if think else thinking.ThoughtPlan(0),
+            tools=allowed,
+            constraint=constraint,
+            logprobs=config.logprobs,
+        )
+
+    def _tools(self, request: Request) -> ToolPlan | None:
+        return tools.plan(request, self._completer.schema_keywords)
+
+    def _prompt(self, request: Request, allowed: ToolPlan | None) -> tuple[Tokens, bool]:
+        """The prompt's tokens, and whether a thought is open at its end."""
+        think = thinking.wished(request.config.thinking)
+        segments = self._render(request, allowed, think)
+        if think is None:
+            think = thinking.thinks_by_itself(self._channel, segments)
+        opening = thinking.opening(segments, self._channel, think=think)
+        if opening:
+            segments = [*segments, (opening, True)]
+        return token_ids(segments, self._completer.tokenize), think
+
+    def _render(self, request: Request, allowed: ToolPlan | None, think: bool | None) -> list[Segment]:
+        vault, known = Vault(), self._template
+        system = [vault.hide(request.system, wanted=True)] if request.system else []
+        if allowed and not known.takes_tools:
+            system.append(tools.instruction(allowed, vault))
+        if think and not self._channel.native:
+            system.append(thinking.INSTRUCTION)
+        messages = turns.messages(
+            request.contents,
+            "\n\n".join(system),
+            vault,
+            takes_system=known.takes_system,
+            takes_tools=known.takes_tools,
+        )
+        declared = tools.declarations(allowed.tools, vault) if allowed and known.takes_tools else None
+        return known.render(messages, vault, tools=declared, thinking=think)
+
+    def _check(self, request: Request) -> None:
+        """Refuses what this engine would have to leave out."""
+        config, able = request.config, self.capabilities
+        refused = {
+            "cache": request.cache is not None,
+            "config.modalities": config.modalities != ("text",),
+            "config.logprobs": config.logprobs is not None and not able.logprobs,
+            "config.seed": config.seed is not None and not able.seed,
+            "config.format": config.format.kind != "text" and not able.grammar,
+            "tools": bool(request.tools) and request.tool_choice.mode != "none" and not able.grammar,
+        }
+        for where, is_refused in refused.items():
+            if is_refused:
+                raise UnsupportedError(
+                    "this engine cannot do this", where=where, remedy="Leave it out, or choose another model."
+                )
+        if "" in config.stop:
+            raise InvalidRequestError("an empty stop text", where="config.stop", remedy="Leave it out.")
+
+
+def _sampling(config: GenerationConfig) -> Sampling:
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        seed=config.seed,
+        presence_penalty=config.presence_penalty,
+        frequency_penalty=config.frequency_penalty,
+    )
+
+
+def _usage(wanted: Wanted, answers: Sequence[Answer]) -> Usage:
+    return Usage(
+        prompt=len(wanted.prompt),
+        cached=answers[0].cached or 0,
+        answer=sum(answer.answered for answer in answers),
+        thoughts=sum(answer.thoughts for answer in answers),
+        prompt_by_modality={"text": len(wanted.prompt)},
+    )
+
+
+async def _together(streams: Sequence[AsyncGenerator[Delta]]) -> AsyncGenerator[Delta]:
+    """The deltas of several streams as they come. Closing it closes them all; the first failure ends them
+    all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for delta in only:
+                yield delta
+        return
+    queue: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue(maxsize=len(streams))
+    tasks = [asyncio.create_task(_pass_on(stream, queue)) for stream in streams]
+    try:
+        open_streams = len(streams)
+        while open_streams:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                open_streams -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def _pass_on(stream: AsyncGenerator[Delta], queue: asyncio.Queue[Delta | BaseException | None]) -> None:
+    try:
+        async with aclosing(stream):
+            async for delta in stream:
+                await queue.put(delta)
+        await queue.put(None)
+    except Exception as error:  # told to the reader, whatever it is
+        await queue.put(error)
+
+
+def _cut(vector: Sequence[float], dimensions: int | None) -> list[float]:
+    if dimensions is not None and not 0 < dimensions <= len(vector):
+        raise UnsupportedError(
+            f"this model's embeddings have {len(vector)} dimensions",
+            where="dimensions",
+            remedy="Ask for fewer.",
+        )
+    kept = list(vector[:dimensions])
+    length = math.sqrt(math.fsum(value * value for value in kept)) or 1.0
+    return [value / length for value in kept]
