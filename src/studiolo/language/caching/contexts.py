@@ -253,7 +253,7 @@ class Contexts:
     def _expiry(self, now: datetime, ttl: timedelta) -> datetime:
         if not timedelta(0) < ttl <= self.limits.lifetime:
             raise InvalidRequestError(
-                f"a context lives for more than 0 and at most {self.limits.lifetime.total_seconds():.0f} seconds",
+                f"a context lives for more than 0 s and at most {self.limits.lifetime.total_seconds():.0f} s",
                 where=f"time to live of {ttl.total_seconds():g} s",
             )
         return now + ttl
