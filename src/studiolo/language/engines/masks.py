@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import llguidance
 import llguidance.numpy
 import numpy as np
@@ -12,21 +9,18 @@ import torch
 from torch import Tensor
 
 from studiolo.language.engines.completer import Constraint
-from studiolo.language.errors import UnsupportedError
+from studiolo.language.engines.constraints import lark
 
 
 class Guide:
     """What `constraint` allows, token after token.
 
     Raises:
-        UnsupportedError: it cannot be enforced; says why.
+        InvalidRequestError, UnsupportedError: as of `constraints.lark`.
     """
 
     def __init__(self, tokenizer: llguidance.LLTokenizer, constraint: Constraint) -> None:
-        text = grammar(constraint)
-        if complaint := llguidance.LLMatcher.validate_grammar(text, tokenizer):
-            raise UnsupportedError(f"the constraint cannot be enforced: {complaint}", where=constraint.kind)
-        self._matcher = llguidance.LLMatcher(tokenizer, text)
+        self._matcher = llguidance.LLMatcher(tokenizer, lark(constraint))
         self._mask = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
 
     def allowed(self, vocabulary: int) -> Tensor:
@@ -45,19 +39,3 @@ class Guide:
     def ended(self) -> bool:
         """Whether nothing can be added any more."""
         return bool(self._matcher.is_stopped())
-
-
-def grammar(constraint: Constraint) -> str:
-    """The constraint in llguidance's own form."""
-    if constraint.kind == "gbnf":
-        raise UnsupportedError("GBNF is llama.cpp's own form", where="gbnf", remedy="Write it in Lark.")
-    rule: Any = constraint.rule
-    if constraint.kind == "json":
-        return llguidance.LLMatcher.grammar_from_json_schema(
-            {} if rule is True else rule, overrides={"whitespace_flexible": False}
-        )
-    if constraint.kind == "regex":
-        return llguidance.LLMatcher.grammar_from_regex(rule)
-    if constraint.kind == "choice":
-        return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, rule)))
-    return llguidance.LLMatcher.grammar_from_lark(rule)
