@@ -54,8 +54,16 @@ says."""
 
 _INTEGERS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _GEMINI_TYPES = _words("STRING NUMBER INTEGER BOOLEAN ARRAY OBJECT NULL TYPE_UNSPECIFIED")
-_GEMINI_FORMATS = _words("float double int32 int64 enum byte")
+_GEMINI_FORMATS = _words("float double int32 int64 enum byte password")
 _RANGES = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
+
+_SNAKE = {
+    name: re.sub(r"_(\w)", lambda match: match[1].upper(), name)
+    for name in _words(
+        "property_ordering any_of min_items max_items min_length max_length min_properties max_properties"
+        " prefix_items additional_properties"
+    )
+} | {"defs": "$defs", "ref": "$ref"}
 
 
 # --- one spelling ------------------------------------------------------------------------------------------
@@ -65,7 +73,8 @@ def normalised(schema: Mapping[str, Any], *, where: str = "schema") -> Schema:
     """The same schema in the spelling of JSON Schema 2020-12; of each object's properties the order is kept.
 
     Of Gemini's schemas: `nullable` becomes a type or branch "null", `propertyOrdering` the order of the
-    properties, int32 and int64 ranges; objects that name properties have no others, as on that API.
+    properties, int32 and int64 ranges; objects that name properties have no others, as on that API. Its
+    formats byte, password, float and double tell no more than the type and are left out.
 
     Raises:
         InvalidRequestError: no schema; says what and where.
@@ -82,11 +91,7 @@ def normalised(schema: Mapping[str, Any], *, where: str = "schema") -> Schema:
 
 def _is_gemini(schema: Any) -> bool:
     if isinstance(schema, Mapping):
-        if (
-            schema.get("type") in _GEMINI_TYPES
-            or "propertyOrdering" in schema
-            or "property_ordering" in schema
-        ):
+        if schema.get("type") in _GEMINI_TYPES or schema.keys() & {"propertyOrdering", *_SNAKE}:
             return True
         return any(_is_gemini(inner) for _, inner in _inner(schema))
     return False
@@ -149,17 +154,10 @@ def _tuples_spelled(schema: Schema) -> Schema:
     return schema
 
 
-_SNAKE = {
-    name: re.sub(r"_(\w)", lambda match: match[1].upper(), name)
-    for name in _words(
-        "property_ordering any_of min_items max_items min_length max_length min_properties max_properties"
-        " prefix_items additional_properties"
-    )
-}
-
-
 def _gemini_spelled(schema: Mapping[str, Any]) -> Schema:
     made = {_SNAKE.get(key, key): value for key, value in schema.items() if value is not None}
+    if "$ref" in made:
+        made["$ref"] = re.sub(r"^#/defs/", "#/$defs/", str(made["$ref"]))
     if (kind := made.get("type")) in _GEMINI_TYPES:
         made["type"] = str(kind).lower()
         if kind == "TYPE_UNSPECIFIED":
@@ -167,6 +165,8 @@ def _gemini_spelled(schema: Mapping[str, Any]) -> Schema:
     for key in _INTEGERS:
         if isinstance(made.get(key), str) and made[key].isdigit():
             made[key] = int(made[key])  # int64 travels as a string
+    if made.get("type") in ("integer", "number") and isinstance(made.get("enum"), list):
+        made["enum"] = [_number(value) for value in made["enum"]]  # they travel as strings too
     if (form := made.get("format")) in _GEMINI_FORMATS:
         del made["format"]
         if form in _RANGES and made.get("type") == "integer":
@@ -180,6 +180,13 @@ def _gemini_spelled(schema: Mapping[str, Any]) -> Schema:
         made.setdefault("additionalProperties", False)
     made.pop("propertyOrdering", None)
     return made
+
+
+def _number(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _nullable(schema: Schema, gemini: bool) -> Schema:
