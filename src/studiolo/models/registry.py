@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path
-from studiolo.store.paths import models_dir
+from studiolo.store.paths import models_dir, weights_dir
 
 BASE_NAME = "studiolo-base"
 CARD_FILE = "studiolo.json"
@@ -87,7 +87,7 @@ def check_name(name: str, *, replace: bool = False) -> None:
         )
     if name == BASE_NAME:
         raise StudioloError("the embedded base model has this name", where=name, remedy="Choose another.")
-    if not replace and _record_path(name).exists():
+    if (_record_path(name).exists() and not replace) or (weights_dir() / name).exists():
         raise StudioloError(
             "a model of this name exists",
             where=name,
@@ -183,6 +183,8 @@ def _from_hub(hub_id: str) -> ModelRef:
 
 
 def _unknown(name: str) -> StudioloError:
+    if _NAME.fullmatch(name) and (weights_dir() / name).exists():
+        return StudioloError("this model speaks and cannot draw", where=name, remedy=_hint(name))
     return StudioloError("no model of this name, and no such folder", where=name, remedy=_hint(name))
 
 

@@ -19,6 +19,11 @@ def models_dir() -> Path:
     return _made(home() / "models")
 
 
+def weights_dir() -> Path:
+    """Where weights of language models lie, one folder a name (created when missing)."""
+    return _made(models_dir() / "weights")
+
+
 def runs_dir() -> Path:
     """Where runs go that were given no folder of their own (created when missing)."""
     return _made(home() / "runs")

@@ -1,0 +1,50 @@
+"""One set of names for models that draw and models that speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from studiolo.errors import StudioloError
+from studiolo.models import known, registry, weights
+from studiolo.models.known import Known
+from studiolo.models.registry import ModelRef
+from studiolo.models.weights import Weights
+
+
+def list_models() -> list[ModelRef | Weights]:
+    """All models that are here: those to draw with first, each kind by name."""
+    return [*registry.list_models(), *weights.list_weights()]
+
+
+def show(name: str) -> ModelRef | Weights | Known:
+    """The model of that name; `Known` if it is one that could be pulled.
+
+    Raises:
+        StudioloError: nothing has that name.
+    """
+    if weights.has(name):
+        return weights.find(name)
+    return known.table().weights.get(name) or registry.resolve(name)
+
+
+def add(path: str | Path, name: str) -> ModelRef | Weights:
+    """Gives a Diffusers folder, a .gguf file or a folder of safetensors a name. Nothing is copied.
+
+    Raises:
+        StudioloError: no such weights, or a name that cannot be one or is taken.
+    """
+    folder = Path(path).expanduser()
+    if any((place / registry.INDEX_FILE).is_file() for place in (folder, folder / "model")):
+        return registry.register(folder, name)
+    return weights.add(folder, name)
+
+
+def remove(name: str) -> ModelRef | Weights:
+    """Forgets a name; deletes files only if they were pulled. Returns what it stood for.
+
+    Raises:
+        StudioloError: nothing has that name.
+    """
+    if not weights.has(name) and name in known.table().weights:
+        raise StudioloError("these weights are not here, so there is nothing to remove", where=name)
+    return weights.remove(name) if weights.has(name) else registry.remove(name)
