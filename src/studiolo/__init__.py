@@ -18,14 +18,19 @@ if TYPE_CHECKING:
     from studiolo.drawing.model import load
     from studiolo.dreambooth.trainer import train
     from studiolo.evaluation.scores import score
+    from studiolo.language.asking import Chat, ask, count_tokens, embed
 
 __version__ = "0.1.0"
-__all__ = ["StudioloError", "__version__", "load", "score", "train"]
+__all__ = ["Chat", "StudioloError", "__version__", "ask", "count_tokens", "embed", "load", "score", "train"]
 
 _HOMES = {
     "load": "studiolo.drawing.model",
     "train": "studiolo.dreambooth.trainer",
     "score": "studiolo.evaluation.scores",
+    "ask": "studiolo.language.asking",
+    "Chat": "studiolo.language.asking",
+    "count_tokens": "studiolo.language.asking",
+    "embed": "studiolo.language.asking",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from studiolo import __version__
-from studiolo.cli import base, demo, generate, models, reproduce, score, train
+from studiolo.cli import ask, base, chat, demo, extract, generate, models, reproduce, score, train
 from studiolo.errors import StudioloError
 
 app = typer.Typer(
@@ -42,7 +42,10 @@ def _options(
     pass
 
 
-for _command in (train.train, generate.generate, score.score, reproduce.reproduce, demo.demo):
+for _command in (
+    *(train.train, generate.generate, score.score, reproduce.reproduce, demo.demo),
+    *(ask.ask, chat.chat, extract.extract),
+):
     app.command()(_command)
 app.add_typer(models.app, name="models")
 app.add_typer(base.app, name="base")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from studiolo.language.engines.base import Engine
+from studiolo.language.engines.completer import Completer
+from studiolo.models import weights
 
 DEFAULT_MODEL = "smollm2"
 
@@ -39,4 +42,25 @@ def _failed(task: asyncio.Task[Any]) -> bool:
 
 
 async def _opened(model: str) -> Engine:
-    raise NotImplementedError(model)
+    path = Path(model).expanduser()
+    if weights.has(model):
+        return await _local(weights.find(model).path, model)
+    if path.suffix == ".gguf" or path.is_dir():
+        return await _local(path, path.name)
+    raise weights.not_here(model)
+
+
+async def _local(path: Path, model: str) -> Engine:
+    """Weights of one's own, by what their files are."""
+    from studiolo.language.engines.local import LocalEngine
+
+    completer: Completer
+    if path.is_dir():
+        from studiolo.language.engines.transformers import TransformersCompleter
+
+        completer = await asyncio.to_thread(TransformersCompleter, path, model)
+    else:
+        from studiolo.language.engines.llamacpp import LlamaCpp
+
+        completer = await LlamaCpp.open(path, model=model)
+    return LocalEngine(completer)
