@@ -33,7 +33,7 @@ def list_models() -> None:
         table.add_row(name, kind, escape(about), f"{escape(str(path))}{gone}")
 
     for ref in registry.list_models():
-        subject = f"{ref.card.get('identifier', '?')} {ref.card['class_noun']}"
+        subject = f"{ref.card.get('identifier', '?')} {ref.card.get('class_noun')}"
         row(ref.name, ref.kind, subject if ref.kind == "subject" else "", ref.path)
     here = weights.list_weights()
     for one in here:

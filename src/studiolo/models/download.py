@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ OnBytes = Callable[[int, int | None], None]
 PATIENCE = 1.0
 """Seconds before the second try; each further one waits twice as long."""
 
-_TRIES, _CHUNK, _TIMEOUT = 5, 1 << 20, 60.0
+_TRIES, _CHUNK, _TIMEOUT = 5, 1 << 18, 60.0
 _SPARE = 64 << 20  # what the disk keeps free
 
 
@@ -176,7 +177,7 @@ def _fetch_on(remote: Remote, part: Path, on_bytes: OnBytes) -> bool:
         require_space(part.parent, (total or 0) - start)
         with open(part, "r+b" if start else "wb") as file:
             file.seek(start)
-            _copy(response, file, total, remote, on_bytes)
+            _copy(response, file, total, part.parent, on_bytes)
         return total is None or _length(part) == total
 
 
@@ -189,14 +190,17 @@ def _span(headers: Message, status: int, offset: int) -> tuple[int, int | None]:
     return 0, int(length) if length and length.isdigit() else None
 
 
-def _copy(source: IO[bytes], file: IO[bytes], total: int | None, remote: Remote, on_bytes: OnBytes) -> None:
+def _copy(
+    response: HTTPResponse, file: IO[bytes], total: int | None, folder: Path, on_bytes: OnBytes
+) -> None:
+    """What comes, up to `total`; without one, as long as the disk has room."""
     on_bytes(file.tell(), total)
-    while chunk := source.read(_CHUNK):
-        if total is not None and file.tell() + len(chunk) > total:
-            file.truncate(0)
-            raise StudioloError(
-                f"the server sends more than the {total} bytes that it should have", where=remote.url
-            )
+    while total is None or file.tell() < total:
+        chunk = response.read1(_CHUNK if total is None else min(_CHUNK, total - file.tell()))
+        if not chunk:
+            return
+        if total is None:
+            require_space(folder, len(chunk))
         file.write(chunk)
         on_bytes(file.tell(), total)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from studiolo.errors import StudioloError
@@ -24,7 +26,10 @@ def show(name: str) -> ModelRef | Weights | Known:
     """
     if weights.has(name):
         return weights.find(name)
-    return known.table().weights.get(name) or registry.resolve(name)
+    if entry := known.table().weights.get(name):
+        return entry
+    with _nearest_of_both(name):
+        return registry.resolve(name)
 
 
 def add(path: str | Path, name: str) -> ModelRef | Weights:
@@ -47,4 +52,18 @@ def remove(name: str) -> ModelRef | Weights:
     """
     if not weights.has(name) and name in known.table().weights:
         raise StudioloError("these weights are not here, so there is nothing to remove", where=name)
-    return weights.remove(name) if weights.has(name) else registry.remove(name)
+    if weights.has(name):
+        return weights.remove(name)
+    with _nearest_of_both(name):
+        return registry.remove(name)
+
+
+@contextmanager
+def _nearest_of_both(name: str) -> Iterator[None]:
+    """Whoever mistyped the name of a model that speaks is not told those of models that draw."""
+    try:
+        yield
+    except registry.NoSuchModelError as error:
+        if weights.nearest(name):
+            raise weights.not_here(name) from error
+        raise

@@ -31,6 +31,10 @@ _HUB_WANTED = [INDEX_FILE, "*/*.json", "*/*.txt", "*/*.safetensors"]
 _HUB_UNWANTED = ["*.fp16.safetensors", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
 
 
+class NoSuchModelError(StudioloError):
+    """Nothing to draw with has that name."""
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A model that was found: `path` is a Diffusers folder, `card` what its `studiolo.json` says (or {})."""
@@ -182,10 +186,10 @@ def _from_hub(hub_id: str) -> ModelRef:
     return ModelRef(hub_id, path, "folder", {})
 
 
-def _unknown(name: str) -> StudioloError:
+def _unknown(name: str) -> NoSuchModelError:
     if _NAME.fullmatch(name) and (weights_dir() / name).exists():
-        return StudioloError("this model speaks and cannot draw", where=name, remedy=_hint(name))
-    return StudioloError("no model of this name, and no such folder", where=name, remedy=_hint(name))
+        return NoSuchModelError("this model speaks and cannot draw", where=name, remedy=_hint(name))
+    return NoSuchModelError("no model of this name, and no such folder", where=name, remedy=_hint(name))
 
 
 def _hint(name: str) -> str:

@@ -182,13 +182,18 @@ def not_here(name: str) -> StudioloError:
         return StudioloError(
             "these weights are not here yet", where=name, remedy=f"Fetch them: studiolo models pull {name}"
         )
-    names = [*known.table().weights, *(weights.name for weights in list_weights())]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = nearest(name)
     return StudioloError(
         "no weights of this name",
         where=name,
         remedy=f"Did you mean {' or '.join(near)}?" if near else "See: studiolo models list",
     )
+
+
+def nearest(name: str) -> list[str]:
+    """Names of weights, here or known, that are like this one."""
+    names = {*known.table().weights, *(weights.name for weights in list_weights())}
+    return difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
 
 
 def _read(file: Path) -> Weights:
