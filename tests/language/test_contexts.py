@@ -120,7 +120,7 @@ def test_it_lives_as_long_as_it_was_given_and_not_longer(contexts, clock):
             use(name)
     with pytest.raises(UnknownContextError):
         contexts.resolve(asking("Who?", cache=name))
-    assert contexts.list().contexts == ()
+    assert contexts.page().contexts == ()
 
 
 def test_it_can_be_given_more_or_less_time(contexts, clock):
@@ -167,7 +167,7 @@ def test_pages_hold_each_context_once_while_others_come_and_go(contexts, clock):
         clock.wait(timedelta(seconds=1))
     seen, token = [], None
     while True:
-        page = contexts.list(3, token)
+        page = contexts.page(3, token)
         seen += [context.name for context in page.contexts]
         if (token := page.next) is None:
             break
@@ -180,9 +180,9 @@ def test_pages_hold_each_context_once_while_others_come_and_go(contexts, clock):
 def test_a_page_needs_a_size_and_a_token_of_its_own(contexts):
     for bad in ("x", "2026-11-21T12:00:00~a"):
         with pytest.raises(InvalidRequestError, match="token"):
-            contexts.list(token=bad)
+            contexts.page(token=bad)
     with pytest.raises(InvalidRequestError, match="page"):
-        contexts.list(0)
+        contexts.page(0)
 
 
 def test_when_full_the_expired_make_room_and_the_living_do_not(tmp_path, clock):
@@ -194,7 +194,7 @@ def test_when_full_the_expired_make_room_and_the_living_do_not(tmp_path, clock):
     assert told.value.retry_after == HOUR.total_seconds()
     clock.wait(HOUR)
     kept(contexts, name="third")
-    assert {context.name for context in contexts.list().contexts} == {"long", "third"}
+    assert {context.name for context in contexts.page().contexts} == {"long", "third"}
 
 
 def test_bytes_are_bounded_of_one_and_of_all(tmp_path, clock):
@@ -238,7 +238,7 @@ def test_contexts_outlive_the_process_whole_or_not_at_all(tmp_path):
     done = subprocess.run([sys.executable, "-c", _WRITER, str(tmp_path)], check=False, env=dict(os.environ))
     assert done.returncode == -signal.SIGKILL
     contexts = Contexts(tmp_path)
-    assert [context.name for context in contexts.list().contexts] == ["kept"]
+    assert [context.name for context in contexts.page().contexts] == ["kept"]
     assert contexts.prefix("kept").system == "Be brief."
 
 
@@ -250,7 +250,7 @@ def test_a_damaged_file_is_named(contexts):
         contexts.prefix(name)
     file.write_text("{}")
     with pytest.raises(StudioloError, match="damaged"):
-        contexts.list()
+        contexts.page()
 
 
 # --- with an engine ---------------------------------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_a_context_that_leaves_no_room_is_refused(contexts):
     async def run():
         with pytest.raises(InvalidRequestError, match="200"):
             await Cached(Engine(), contexts).create(Prefix(system="x" * 200), ttl=HOUR)
-        assert contexts.list().contexts == ()
+        assert contexts.page().contexts == ()
 
     asyncio.run(run())
 
@@ -396,6 +396,6 @@ def test_an_engine_that_pins_is_told_of_all_that_goes(contexts, clock):
         engine.fails = True
         with pytest.raises(OSError, match="no room"):
             await cached.create(CALM, ttl=HOUR, name="four")
-        assert [context.name for context in contexts.list().contexts] == ["three"]
+        assert [context.name for context in contexts.page().contexts] == ["three"]
 
     asyncio.run(run())

@@ -95,7 +95,7 @@ class Cached:
 
     async def restore(self) -> int:
         """Pins all live contexts of this model again, after a restart; says how many there are."""
-        page = await asyncio.to_thread(self.contexts.list, self.contexts.limits.number)
+        page = await asyncio.to_thread(self.contexts.page, self.contexts.limits.number)
         mine = [context for context in page.contexts if context.model == self.model]
         if self.pins is not None:
             for context in mine:

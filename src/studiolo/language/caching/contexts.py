@@ -156,7 +156,8 @@ class Contexts:
         return context
 
     def get(self, name: str) -> Context:
-        """
+        """What is told of the context of this name.
+
         Raises:
             UnknownContextError: there is none of this name, or no longer.
         """
@@ -188,7 +189,7 @@ class Contexts:
             )
         return self.prefix(request.cache).before(request)
 
-    def list(self, size: int = 50, token: str | None = None) -> Page:
+    def page(self, size: int = 50, token: str | None = None) -> Page:
         """Live contexts in the order they were made, `size` at a time; `token` is the last page's `next`.
 
         Contexts that come or go between two pages shift none of the others.

@@ -76,7 +76,8 @@ class SemanticIndex:
                 return None
             if difference(text, rows[i][1]) is None:
                 response = await asyncio.to_thread(self._use, rows[i][0])
-                return response and Hit(response, rows[i][1], min(1.0, float(similarities[i])))
+                similarity = min(1.0, float(similarities[i]))  # rounding may carry it beyond
+                return Hit(response, rows[i][1], similarity) if response else None
         return None
 
     async def add(self, request: Request, response: Response) -> bool:
