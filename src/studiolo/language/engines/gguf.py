@@ -107,7 +107,9 @@ class Card:
         """Texts of the tokens that the vocabulary gives a role, under the names that templates use."""
         tokens = self.metadata.get("tokenizer.ggml.tokens", [])
         ids = {role: self.metadata.get(f"tokenizer.ggml.{key}_token_id") for role, key in _SPECIAL.items()}
-        return {role: tokens[token] for role, token in ids.items() if token is not None and token < len(tokens)}
+        return {
+            role: tokens[token] for role, token in ids.items() if token is not None and token < len(tokens)
+        }
 
     @cached_property
     def spoken_control_tokens(self) -> list[str]:

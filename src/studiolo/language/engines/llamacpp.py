@@ -41,6 +41,7 @@ from studiolo.language.engines.completer import Completion, Constraint, Piece, S
 from studiolo.language.engines.gguf import Card, Vocabulary, read_metadata
 from studiolo.language.engines.line import Line
 from studiolo.language.engines.pieces import StopFilter
+from studiolo.language.engines.vocabulary_guard import guard
 from studiolo.language.errors import (
     InvalidRequestError,
     LanguageError,
@@ -66,8 +67,9 @@ class LlamaCpp:
         context: tokens that one request may have, prompt and answer together. By default what the model was
             trained for, but at most 8192, since memory for it is taken at once.
         slots: requests that are computed at the same time.
-        pool: tokens of all running requests together; a request waits until it fits. By default twice
-            `context`.
+        pool: tokens of all running requests together; a request waits until its prompt and the longest answer
+            that it may get fit in. By default twice `context`. An answer whose length nobody states gets half
+            of a slot's share (`capabilities.max_output`), so that all slots can work.
         queue: requests that may wait beyond those that run.
         threads: CPU threads; by default as many as the machine has cores.
         embedding: load for embeddings; then it completes nothing. By default if the model says that it was
@@ -97,6 +99,7 @@ class LlamaCpp:
         self._embedding = self._card.pools if embedding is None else embedding
         self._line = Line(places=slots, tokens=pool, waiting=queue)
         self._running: set[_Run] = set()
+        self._identity = object()
         self._folder = tempfile.TemporaryDirectory(prefix="studiolo-")
         key = secrets.token_urlsafe(24)
         params = _params(path, self._folder.name, key, context, slots, pool, threads)
@@ -113,6 +116,7 @@ class LlamaCpp:
         self._desk = _Desk(self._server.listening_address, key)
         self._capabilities = Capabilities(
             context=context,
+            max_output=min(context, max(1, pool // (2 * slots))),
             grammar=not self._embedding,
             logprobs=not self._embedding,
             seed=not self._embedding,
@@ -162,7 +166,7 @@ class LlamaCpp:
         reading = _Reading(completion, grammar, lambda: self._card.vocabulary)
         tokens = len(completion.prompt) + wanted
         await self._line.enter(tokens)
-        run = _Run(reading)
+        run = _Run(reading, guarded=self._identity if grammar is not None else None)
         self._running.add(run)
         run.start(self._server.handle_completions, body, done=lambda: self._finished(run, tokens))
         try:
@@ -202,8 +206,11 @@ class LlamaCpp:
         for run in runs:
             run.join()
         self._at_exit.detach()
-        self._server = None  # the last reference: its main loop ends and the weights go
-        self._folder.cleanup()
+        try:
+            guard.retire(self._identity)
+        finally:
+            self._server = None  # the last reference: its main loop ends and the weights go
+            self._folder.cleanup()
 
     def _finished(self, run: _Run, tokens: int) -> None:
         self._running.discard(run)
@@ -229,7 +236,11 @@ class LlamaCpp:
         """Does once what the first request would wait for: memory is touched, and llguidance sorts the
         vocabulary."""
         body = {"prompt": list(self.tokenize("a", special=False)) or [0], "max_tokens": 1}
-        self._server.handle_completions(body | {"grammar": _LLGUIDANCE + 'start: "a"'})
+        guard.begin(self._identity)
+        try:
+            self._server.handle_completions(body | {"grammar": _LLGUIDANCE + 'start: "a"'})
+        finally:
+            guard.begun()
 
 
 # --- what is asked of the server --------------------------------------------------------------------------
@@ -393,8 +404,8 @@ class _Run:
     """One completion under way: a thread that sits in the server's call, and the pieces on their way from it
     to the event loop."""
 
-    def __init__(self, reading: _Reading) -> None:
-        self._reading = reading
+    def __init__(self, reading: _Reading, *, guarded: object | None) -> None:
+        self._reading, self._guarded = reading, guarded
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
         self._cancelled = threading.Event()
@@ -423,16 +434,26 @@ class _Run:
             self._thread.join()
 
     def _work(self, handle: Callable[..., Any], body: dict[str, Any], done: Callable[[], None]) -> None:
+        if self._guarded is not None:
+            guard.begin(self._guarded)
         try:
             handle(body, self._hear)
         except Exception as error:  # whatever it is, who reads the pieces must not wait for ever
             self._send(UpstreamError(f"the engine failed: {error}"))
         finally:
+            self._begun()
             done()
             self._send(None)
 
+    def _begun(self) -> None:
+        """The server has said something: the constraint is set up."""
+        if self._guarded is not None:
+            self._guarded = None
+            guard.begun()
+
     def _hear(self, chunk: dict[str, Any]) -> bool:
         """The server's callback: True makes it drop the completion and free its slot."""
+        self._begun()
         if self._cancelled.is_set():
             return True
         try:
@@ -501,7 +522,7 @@ def _start(params: Any, path: str | Path) -> Any:
         raise StudioloError(
             "llama.cpp could not load these weights",
             where=path,
-            remedy="The file may be damaged, its architecture unknown, or its context too long for the memory.",
+            remedy="The file may be damaged or of an unknown kind, or the memory too small for the context.",
         ) from error
 
 
