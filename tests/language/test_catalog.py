@@ -87,7 +87,8 @@ def test_the_file_of_the_user_goes_over_it_and_reaches_its_server(studiolo_home,
                 "keys": ["MY_KEY"],
             }
             mine = {"context": 4096, "aliases": ["m"],
-                    "routes": [{"upstream": "here", "model": "org/mine", "price": {"prompt": 2e-6, "answer": 0}}]}  # fmt: skip
+                    "routes": [{"upstream": "here", "model": "org/mine",
+                                "price": {"prompt": 2e-6, "answer": 0}}]}  # fmt: skip
             write(
                 studiolo_home,
                 {
@@ -120,9 +121,12 @@ ROUTE = {"upstream": "google", "model": "x"}
         ({"models": ["a"]}, "models", "names with their descriptions"),
         ({"models": {"a": {"context": 1}}}, "models.a.routes", "Field required"),
         ({"models": {"a": {"context": -1, "routes": [ROUTE]}}}, "models.a.context", "it is -1"),
-        ({"models": {"a": {"context": 1, "routes": [ROUTE | {"upstream": "nowhere"}]}}}, "the file", "no upstream 'nowhere'"),
-        ({"models": {"a": {"context": 1, "routes": [ROUTE | {"prise": 1}]}}}, "models.a.routes.0.prise", "Extra inputs"),
-        ({"models": {"a": {"context": 1, "aliases": ["gemma-3-12b"], "routes": [ROUTE]}}}, "the file", "two models: gemma-3-12b"),
+        ({"models": {"a": {"context": 1, "routes": [ROUTE | {"upstream": "nowhere"}]}}},
+         "the file", "no upstream 'nowhere'"),
+        ({"models": {"a": {"context": 1, "routes": [ROUTE | {"prise": 1}]}}},
+         "models.a.routes.0.prise", "Extra inputs"),
+        ({"models": {"a": {"context": 1, "aliases": ["gemma-3-12b"], "routes": [ROUTE]}}},
+         "the file", "two models: gemma-3-12b"),
         ({"upstreams": {"a": {"kind": "openai"}}}, "upstreams.a", "needs its base_url"),
     ],
 )  # fmt: skip

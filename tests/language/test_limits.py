@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 from clocks import HandClock, LeapingClock, settle
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studiolo.language.errors import (
@@ -20,6 +20,7 @@ from studiolo.language.errors import (
 from studiolo.language.limits import Breaker, BreakerPolicy, Bucket, Gate, Limits
 
 
+@settings(deadline=None)
 @given(
     per_minute=st.floats(1, 600),
     amounts=st.lists(st.floats(0.1, 5), min_size=1, max_size=40),

@@ -145,7 +145,8 @@ def test_text_comes_in_pieces_with_its_usage():
 @pytest.mark.parametrize("show", [True, False])
 def test_thoughts_are_apart_and_hidden_unless_asked_for(field, show):
     request = HELLO.model_copy(update={"config": GenerationConfig(thinking=Thinking(show=show))})
-    answer = answering(chunk({field: "hm"}), chunk({field: "m"}), chunk({"content": "Yes"}), chunk(finish="stop"),
+    answer = answering(chunk({field: "hm"}), chunk({field: "m"}), chunk({"content": "Yes"}),
+                       chunk(finish="stop"),
                        usage(prompt_tokens=1, completion_tokens=3, total_tokens=4))  # fmt: skip
     response, _ = ask(answer, request, dialect="vllm")
     assert response.text == "Yes"
@@ -241,7 +242,8 @@ def test_a_refusal_is_a_finish_reason():
 
 def test_several_candidates_and_logprobs():
     token = {"token": "é", "bytes": [195, 169], "logprob": -0.5, "top_logprobs": [
-        {"token": "é", "bytes": [195, 169], "logprob": -0.5}, {"token": "e", "bytes": None, "logprob": -1.0}]}  # fmt: skip
+        {"token": "é", "bytes": [195, 169], "logprob": -0.5},
+        {"token": "e", "bytes": None, "logprob": -1.0}]}  # fmt: skip
     request = HELLO.model_copy(update={"config": GenerationConfig(candidates=2, logprobs=2)})
     response, asked = ask(
         answering(
@@ -295,7 +297,8 @@ def test_a_conversation_with_media_calls_and_results():
         user("look", Data(media_type="image/png", data=png), Data(media_type="audio/wav", data=wav),
              Data(media_type="application/pdf", data=pdf, name="a.pdf"),
              FileRef(uri="https://example.org/b.jpg", media_type="image/jpeg")),
-        model("I will", Call(name="f", arguments={"a": "ä"}, id="x"), Call(name="f", arguments={}), Call(name="g", arguments={})),
+        model("I will", Call(name="f", arguments={"a": "ä"}, id="x"), Call(name="f", arguments={}),
+              Call(name="g", arguments={})),
         user("and?", CallResult(name="g", result="plain"), CallResult(name="f", result={"b": 1}, id="x"),
              CallResult(name="f", result=None)),
     )  # fmt: skip
@@ -307,7 +310,8 @@ def test_a_conversation_with_media_calls_and_results():
             {"type": "text", "text": "look"},
             {"type": "image_url", "image_url": {"url": "data:image/png;base64," + encoded(png).decode()}},
             {"type": "input_audio", "input_audio": {"data": encoded(wav).decode(), "format": "wav"}},
-            {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64," + encoded(pdf).decode()}},
+            {"type": "file", "file": {
+                "filename": "a.pdf", "file_data": "data:application/pdf;base64," + encoded(pdf).decode()}},
             {"type": "image_url", "image_url": {"url": "https://example.org/b.jpg"}},
         ]},
         {"role": "assistant", "content": "I will", "tool_calls": [
@@ -392,6 +396,7 @@ def test_formats():
 
 OFF, DYNAMIC = Thinking(mode=ThinkingMode.OFF), Thinking()
 BUDGET = Thinking(mode=ThinkingMode.BUDGET, budget=64, show=True)
+HIDDEN_BUDGET = Thinking(mode=ThinkingMode.BUDGET, budget=64)
 LOW = Thinking(mode=ThinkingMode.LEVEL, level=Level.LOW)
 
 
@@ -420,16 +425,18 @@ def test_thinking(dialect, thinking, wire):
     assert configured(dialect, thinking=thinking) == wire
 
 
+CHOICE, REGEX = Format(kind=FormatKind.CHOICE, rule=("a",)), Format(kind=FormatKind.REGEX, rule="a")
+
 REFUSED = [
     ("openai", {"config": GenerationConfig(top_k=5)}, "config.top_k"),
     ("ollama", {"config": GenerationConfig(top_k=5)}, "config.top_k"),
     ("ollama", {"config": GenerationConfig(candidates=2)}, "config.candidates"),
     ("openai", {"config": GenerationConfig(stop=("a", "b", "c", "d", "e"))}, "config.stop"),
-    ("openai", {"config": GenerationConfig(thinking=BUDGET.model_copy(update={"show": False}))}, "config.thinking.budget"),
+    ("openai", {"config": GenerationConfig(thinking=HIDDEN_BUDGET)}, "config.thinking.budget"),
     ("openai", {"config": GenerationConfig(thinking=Thinking(show=True))}, "config.thinking.show"),
     ("llamacpp", {"config": GenerationConfig(thinking=LOW)}, "config.thinking.level"),
-    ("openai", {"config": GenerationConfig(format=Format(kind=FormatKind.CHOICE, rule=("a",)))}, "config.format"),
-    ("llamacpp", {"config": GenerationConfig(format=Format(kind=FormatKind.REGEX, rule="a"))}, "config.format"),
+    ("openai", {"config": GenerationConfig(format=CHOICE)}, "config.format"),
+    ("llamacpp", {"config": GenerationConfig(format=REGEX)}, "config.format"),
     ("openai", {"config": GenerationConfig(modalities=("text", "image"))}, "config.modalities"),
     ("openai", {"cache": "c"}, "cache"),
     ("openai", {"safety": (SafetySetting(harm=Harm.HATE, threshold=Threshold.LOW),)}, "safety.hate"),
@@ -507,9 +514,11 @@ def failing(status: int, **headers: str):
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, InvalidRequestError), (401, AuthenticationError), (403, AuthenticationError), (404, UnknownModelError),
+        (400, InvalidRequestError), (401, AuthenticationError), (403, AuthenticationError),
+        (404, UnknownModelError),
         (408, TimedOutError), (409, UpstreamError), (413, InvalidRequestError), (422, InvalidRequestError),
-        (429, RateLimitError), (500, UpstreamError), (502, UpstreamError), (503, OverloadedError), (504, TimedOutError),
+        (429, RateLimitError), (500, UpstreamError), (502, UpstreamError),
+        (503, OverloadedError), (504, TimedOutError),
     ],
 )  # fmt: skip
 def test_statuses_become_kinds_of_errors_and_the_key_stays_out(status, kind):
@@ -582,7 +591,8 @@ def test_a_stream_that_breaks_is_an_error_after_what_came(how):
 
 @pytest.mark.parametrize(
     "event",
-    ["{not json", [1, 2], {"choices": "x"}, {"choices": [{"index": "a"}]}, {"choices": [{"delta": {"tool_calls": [3]}}]}],
+    ["{not json", [1, 2], {"choices": "x"}, {"choices": [{"index": "a"}]},
+     {"choices": [{"delta": {"tool_calls": [3]}}]}],
     ids=str,
 )  # fmt: skip
 def test_wrong_json_is_an_error_of_the_upstream(event):

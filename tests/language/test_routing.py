@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from clocks import LeapingClock
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studiolo.language.collect import collected
@@ -175,7 +175,11 @@ def test_it_is_tried_again_with_full_jitter():
     assert chance.ranges == [(0, 1), (0, 2), (0, 3)]
     assert clock.slept == [0.5, 1, 1.5]
     assert response.notes == (
-        "one failed: UpstreamError", "one failed: TimedOutError", "one failed: RateLimitError", "own")  # fmt: skip
+        "one failed: UpstreamError",
+        "one failed: TimedOutError",
+        "one failed: RateLimitError",
+        "own",
+    )
 
 
 def test_what_the_upstream_asks_for_is_waited():
@@ -253,6 +257,7 @@ _ERRORS: dict[str, LanguageError] = {
 }  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(_STEPS, min_size=3, max_size=3), min_size=1, max_size=3))
 def test_the_order_of_tries_is_that_of_the_rules(script):
     """Against the rules written down once more, as a walk over the script."""

@@ -63,7 +63,6 @@ class _Candidate:
     calls: int = 0
     malformed: str | None = None
     finish: str | None = None
-    message: str | None = None
 
 
 class StreamReader:
@@ -119,7 +118,7 @@ class StreamReader:
         for part in read[1:]:
             yield Delta(candidate=index, part=part, model=self._model)
         if candidate.finish_reason:
-            state.finish, state.message = _name(candidate.finish_reason), candidate.finish_message
+            state.finish = _name(candidate.finish_reason)
 
     def _read_part(self, part: types.Part, state: _Candidate) -> Iterator[Part]:
         signature = part.thought_signature
@@ -190,8 +189,9 @@ def _ending(state: _Candidate) -> tuple[FinishReason, str | None]:
     if state.malformed:
         return FinishReason.MALFORMED_CALL, state.malformed
     finish = _FINISH.get(state.finish or "", FinishReason.OTHER)
-    unknown = f"the upstream said '{state.finish}'" if finish is FinishReason.OTHER else None
-    return finish, state.message or unknown
+    whole = finish in (FinishReason.STOP, FinishReason.LENGTH)
+    # The wire has a message too, but the SDK does not hand it on.
+    return finish, None if whole else f"the upstream said '{state.finish}'"
 
 
 def _signature(signature: bytes | None) -> Iterator[Thought]:
