@@ -460,7 +460,7 @@ def test_no_port_is_opened_and_nobody_else_may_enter(engine):
 
 def test_without_the_key_it_answers_nobody(engine):
     desk = llamacpp._Desk(engine._desk._address, "guessed")
-    with pytest.raises(LanguageError, match="(?i)invalid api key"):
+    with pytest.raises(LanguageError, match=r"(?i)invalid api key"):
         desk.ask("/tokenize", {"content": "a"})
 
 

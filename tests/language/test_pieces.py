@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from studiolo.language.engines.pieces import StopFilter
@@ -27,6 +27,7 @@ def _expected(text, stops):
     return text, None
 
 
+@settings(deadline=None)
 @given(text=_LETTERS, stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=4), data=st.data())
 def test_any_cut_gives_what_the_whole_gives(text, stops, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
@@ -35,6 +36,7 @@ def test_any_cut_gives_what_the_whole_gives(text, stops, data):
     assert ("".join(out), met) == _expected(text, stops)
 
 
+@settings(deadline=None)
 @given(text=_LETTERS, stops=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=4))
 def test_no_more_is_held_back_than_may_become_a_stop_text(text, stops):
     gate, given_out = StopFilter(stops), ""

@@ -93,6 +93,7 @@ def write_useless_model(path: Path, *, words: tuple[str, ...] = ()) -> None:
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": [0.0] * len(tokens),
         "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
@@ -128,6 +129,8 @@ def _typed(value: Any) -> bytes:
     match value:
         case str():
             return struct.pack("<I", 8) + _string(value)
+        case bool():
+            return struct.pack("<I?", 7, value)
         case int():
             return struct.pack("<II", 4, value)
         case float():
