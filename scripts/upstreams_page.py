@@ -201,15 +201,16 @@ def _short(path: tuple[str, ...]) -> str:
 def models_table() -> str:
     """The catalogue: US dollars per million tokens."""
     rows = [
-        "| model | context | at | as | prompt | cached | answer | batch prompt | batch answer | not verified |",
+        "| model | context | at | as | prompt | cached | answer | batch prompt | batch answer "
+        "| not verified |",
         "|---" * 10 + "|",
     ]
     for name, known in load_catalog().models.items():
         for place in known.routes:
             prices = " | ".join(_prices(place.price))
-            unverified = ", ".join(place.unverified)
+            where = f"{place.upstream} | `{place.model}`"
             rows.append(
-                f"| {name} | {known.context:,} | {place.upstream} | `{place.model}` | {prices} | {unverified} |"
+                f"| {name} | {known.context:,} | {where} | {prices} | {', '.join(place.unverified)} |"
             )
     return "\n".join(rows)
 

@@ -10,7 +10,7 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Asked, Loopback, Reply
 
@@ -470,6 +470,7 @@ _CALLS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(
     said=_TURNS,
     calls=_CALLS,

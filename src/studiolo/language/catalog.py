@@ -6,7 +6,7 @@ The table is `catalog.yaml` beside this file; `catalog.yaml` in Studiolo's home 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ from studiolo.store.paths import home
 FILE_NAME = "catalog.yaml"
 SHIPPED = Path(__file__).with_name(FILE_NAME)
 
-OpenLocal = Callable[[str], Engine]
-"""Opens local weights by name."""
+OpenLocal = Callable[[str], Engine | Awaitable[Engine]]
+"""Opens local weights by name, at once or in time."""
 
 
 class Upstream(Value):
@@ -152,7 +152,7 @@ def _reachable(upstream: Upstream, open_local: OpenLocal | None) -> bool:
 def _route(catalog: Catalog, name: str, place: Place, open_local: OpenLocal | None) -> Route:
     upstream, capabilities = catalog.upstreams[place.upstream], catalog.capabilities(name, place)
 
-    def open_engine() -> Engine:
+    def open_engine() -> Engine | Awaitable[Engine]:
         if upstream.kind == "local" and open_local is not None:
             return open_local(place.model)
         return _open_upstream(upstream, place, capabilities)

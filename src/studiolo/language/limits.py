@@ -16,6 +16,10 @@ from studiolo.language.conversation import Value
 from studiolo.language.errors import LanguageError, OverloadedError, RateLimitError, UpstreamError
 
 
+class NotAskedError(OverloadedError):
+    """Refused here, before the upstream was asked: it is no use to try this one again at once."""
+
+
 class Clock(Protocol):
     """Where time comes from, in seconds from any start."""
 
@@ -89,7 +93,7 @@ class Gate:
             tokens: a guess of what the request will take; the function that is yielded corrects it.
 
         Raises:
-            OverloadedError: the queue is full, or the wait would be too long.
+            NotAskedError: the queue is full, or the wait would be too long.
         """
         delay = self._delay(tokens)
         self._refuse_if_hopeless(delay)
@@ -118,11 +122,11 @@ class Gate:
     def _refuse_if_hopeless(self, delay: float) -> None:
         busy = delay > 0 or (self._slots is not None and self._slots.locked())
         if busy and self._waiting >= self._limits.queue:
-            raise OverloadedError(
+            raise NotAskedError(
                 f"the queue is full ({self._waiting} wait)", where=self._upstream, retry_after=delay or None
             )
         if delay > self._limits.longest_wait:
-            raise OverloadedError(
+            raise NotAskedError(
                 f"the rate limit leaves no room for {delay:.0f} s", where=self._upstream, retry_after=delay
             )
 
@@ -167,12 +171,12 @@ class Breaker:
     def check(self) -> None:
         """
         Raises:
-            OverloadedError: it is of no use to try now.
+            NotAskedError: it is of no use to try now.
         """
         if self._opened is None or (self.state == "half-open" and self._probe is None):
             return
         left = self._opened + self._policy.rest - self._clock.now()
-        raise OverloadedError(
+        raise NotAskedError(
             "it has failed too often of late, and is left alone for now",
             where=self._upstream,
             retry_after=max(left, 0.0) or None,
@@ -183,7 +187,7 @@ class Breaker:
         """One try; call what is yielded as soon as it goes well. How it ends is counted.
 
         Raises:
-            OverloadedError: as `check`.
+            NotAskedError: as `check`.
         """
         self.check()
         mine = object()

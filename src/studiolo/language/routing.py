@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import inspect
 import random
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -20,7 +21,15 @@ from studiolo.language.errors import (
     UnknownModelError,
     UnsupportedError,
 )
-from studiolo.language.limits import Breaker, BreakerPolicy, Clock, Gate, Limits, RealClock
+from studiolo.language.limits import (
+    Breaker,
+    BreakerPolicy,
+    Clock,
+    Gate,
+    Limits,
+    NotAskedError,
+    RealClock,
+)
 from studiolo.language.prices import Price, cost
 
 T = TypeVar("T")
@@ -122,7 +131,7 @@ class Router:
             name: Breaker(breaker or BreakerPolicy(), self._clock, upstream=name) for name in upstreams
         }
         self._engines: dict[tuple[str, str], Engine] = {}
-        self._opening = asyncio.Lock()
+        self._opening: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     # --- names --------------------------------------------------------------------------------------------
 
@@ -258,7 +267,7 @@ class Router:
 
     async def _engine(self, route: Route) -> Engine:
         key = route.upstream, route.model
-        async with self._opening:
+        async with self._opening[key]:
             if key not in self._engines:
                 opened = route.open()
                 self._engines[key] = await opened if inspect.isawaitable(opened) else opened
@@ -266,7 +275,7 @@ class Router:
 
     def _pause(self, error: LanguageError, attempt: int) -> float | None:
         """Seconds until this route is tried again, or None if it is not."""
-        if not error.retry or attempt >= self._retry.attempts:
+        if not error.retry or isinstance(error, NotAskedError) or attempt >= self._retry.attempts:
             return None
         most = min(self._retry.longest_pause, self._retry.first_pause * 2 ** (attempt - 1))
         pause = self._chance.uniform(0, most)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,14 +112,16 @@ class GeminiEngine:
         reader = StreamReader(
             self._model, tools, show_thoughts=bool(thinking and thinking.show), where=self._where
         )
-        async for delta in timed(self._deltas(body, reader), self._limits, where=self._where):
-            yield delta
+        deltas = timed(self._deltas(body, reader), self._limits, where=self._where)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
 
     async def _deltas(self, body: dict[str, Any], reader: StreamReader) -> AsyncGenerator[Delta]:
         responses: list[httpx2.Response] = []
+        contents, config = _sdk_form(body)
         try:
             with self._errors():
-                contents, config = _sdk_form(body)
                 chunks = await self._client.aio.models.generate_content_stream(
                     model=self._model, contents=contents, config=config
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -124,8 +124,10 @@ class OpenAIUpstream:
             notes=body.notes,
             where=self._where,
         )
-        async for delta in timed(self._deltas(body, reader), self._limits, where=self._where):
-            yield delta
+        deltas = timed(self._deltas(body, reader), self._limits, where=self._where)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
 
     async def _deltas(self, body: Body, reader: StreamReader) -> AsyncGenerator[Delta]:
         fields = dict(body.fields)
