@@ -91,10 +91,16 @@ def normalised(schema: Mapping[str, Any], *, where: str = "schema") -> Schema:
 
 def _is_gemini(schema: Any) -> bool:
     if isinstance(schema, Mapping):
-        if schema.get("type") in _GEMINI_TYPES or schema.keys() & {"propertyOrdering", *_SNAKE}:
+        if _named(schema) in _GEMINI_TYPES or schema.keys() & {"propertyOrdering", *_SNAKE}:
             return True
         return any(_is_gemini(inner) for _, inner in _inner(schema))
     return False
+
+
+def _named(schema: Mapping[str, Any]) -> str:
+    """The type, if there is just one."""
+    kind = schema.get("type")
+    return str(kind) if isinstance(kind, str) else ""
 
 
 def _normalised(schema: Any, gemini: bool, old: bool, where: str) -> Any:
@@ -158,14 +164,14 @@ def _gemini_spelled(schema: Mapping[str, Any]) -> Schema:
     made = {_SNAKE.get(key, key): value for key, value in schema.items() if value is not None}
     if "$ref" in made:
         made["$ref"] = re.sub(r"^#/defs/", "#/$defs/", str(made["$ref"]))
-    if (kind := made.get("type")) in _GEMINI_TYPES:
-        made["type"] = str(kind).lower()
+    if (kind := _named(made)) in _GEMINI_TYPES:
+        made["type"] = kind.lower()
         if kind == "TYPE_UNSPECIFIED":
             del made["type"]
     for key in _INTEGERS:
         if isinstance(made.get(key), str) and made[key].isdigit():
             made[key] = int(made[key])  # int64 travels as a string
-    if made.get("type") in ("integer", "number") and isinstance(made.get("enum"), list):
+    if _named(made) in ("integer", "number") and isinstance(made.get("enum"), list):
         made["enum"] = [_number(value) for value in made["enum"]]  # they travel as strings too
     if (form := made.get("format")) in _GEMINI_FORMATS:
         del made["format"]
@@ -227,7 +233,7 @@ def _check_wellformed(schema: Schema, where: str) -> None:
     from jsonschema.exceptions import SchemaError
 
     try:
-        Draft202012Validator.check_schema(schema)
+        Draft202012Validator.check_schema(schema, format_checker=None)  # patterns are looked at later
     except SchemaError as error:
         place = ".".join([where, *map(str, error.absolute_path)])
         raise InvalidRequestError(
@@ -311,7 +317,7 @@ def constraint(form: Format, keywords: frozenset[str] | None = None) -> Constrai
         raise InvalidRequestError(f"a {kind.value} is a text", where=where, remedy="Give one.")
     if complaint := _complaint(kind.value, rule):
         raise _refused(f"this {kind.value}", complaint, where)
-    return Constraint(kind.value, rule)
+    return Constraint(cast(Any, kind.value), rule)
 
 
 def _json_rule(rule: Any, keywords: frozenset[str] | None, where: str) -> Schema | bool:
