@@ -1,4 +1,4 @@
-"""A package index on loopback, made of bytes: PEP 503 or 691 pages, files with Range, and faults on demand."""
+"""A package index on loopback: pages of PEP 503 or 691, files with Range, and faults on demand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Index:
         ranges: answers to Range are 206, else the whole file each time.
         cut: bytes after which the connection breaks, once for each value.
         hold: after so many bytes the server falls silent until `released`.
-        password: what it takes to get in, as user:password.
+        authorization: the header that lets one in; None for everybody.
         asked: path, Range and bytes sent of each request for a file.
     """
 
@@ -63,10 +63,10 @@ class Index:
                  "size": len(self.files[name])} for name in names
             ]  # fmt: skip
             return json.dumps({"meta": {"api-version": "1.1"}, "name": package, "files": listed}).encode()
-        links = (
-            f'<a href="../../files/{name}#{"".join(f"{k}={v}" for k, v in self._hashes(name).items())}">{name}</a>'
-            for name in names
-        )
+        links = []
+        for name in names:
+            fragment = "".join(f"#{kind}={value}" for kind, value in self._hashes(name).items())
+            links.append(f'<a href="../../files/{name}{fragment}">{name}</a>')
         return f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>".encode()
 
     def _hashes(self, name: str) -> dict[str, str]:
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, b"")
         return self._file(name, index.files[name])
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
 
     def _file(self, name: str, data: bytes) -> None:
         wanted = self.headers.get("Range")
@@ -99,9 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.index.asked.append((name, wanted, max(0, min(end, len(data)) - start)))
         self._answer(206 if start else 200, data[start:], headers, max(0, end - start))
 
-    def _answer(self, status: int, body: bytes, headers: dict[str, str] = {}, sent: int | None = None) -> None:
+    def _answer(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, sent: int | None = None
+    ) -> None:
         self.send_response(status)
-        for header, value in {**headers, "Content-Length": str(len(body))}.items():
+        for header, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(header, value)
         self.end_headers()
         if self.command == "HEAD":

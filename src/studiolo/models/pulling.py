@@ -201,7 +201,8 @@ def _wheel(task: _Pull, wanted: Requirement, sha256: str | None) -> Path:
         try:
             fetched = index.download_by_pip(wanted, folder)
         except UnreachableError as other:
-            raise UnreachableError(error.message, where=error.where, remedy=error.remedy) from other
+            told = f"{error.message}; and {other.message}"
+            raise UnreachableError(told, where=error.where, remedy=error.remedy) from other
         if sha256 is not None and sha256_file(fetched) != sha256:
             raise StudioloError(
                 f"wrong checksum: SHA-256 {sha256} was expected", where=fetched.name
