@@ -570,6 +570,32 @@ def test_who_stops_reading_hangs_up(how):
     asyncio.run(go())
 
 
+def test_closing_one_of_two_answers_leaves_the_other():
+    async def go():
+        async def handler(asked: Asked, reply: Reply) -> None:
+            await reply.stream(said({"text": "a"}))
+            if asked.body["contents"][0]["parts"][0]["text"] == "first":
+                await asked.gone.wait()
+            else:
+                await server.asked[0].gone.wait()  # ends after the first has been closed
+                await reply.stream(said({"text": "b"}, finish="STOP"))
+                await reply.end()
+
+        async with Loopback(handler) as server:
+            engine = GeminiEngine("m", base_url=server.url, key=KEY)
+            first, second = (
+                engine.generate(HELLO.model_copy(update={"contents": (user(text),)}))
+                for text in ("first", "second")
+            )
+            texts = [(await anext(first)).part.text, (await anext(second)).part.text]
+            await first.aclose()
+            texts += [delta.part.text async for delta in second if delta.part]
+            await engine.close()
+            return texts
+
+    assert asyncio.run(go()) == ["a", "a", "b"]
+
+
 # --- the rest ---------------------------------------------------------------------------------------------
 
 

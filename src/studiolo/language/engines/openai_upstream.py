@@ -144,7 +144,7 @@ class OpenAIUpstream:
             async with stream:
                 async for chunk in stream:
                     with protocol_kept(self._where):
-                        deltas = list(reader.read(chunk.to_dict()))
+                        deltas = list(reader.read(chunk.to_dict(warnings=False)))
                     for delta in deltas:
                         yield delta
             with protocol_kept(self._where):
