@@ -5,6 +5,7 @@ folder that looks like a fresh clone. Two comments above a block say otherwise, 
 
     <!-- not run: WHY -->
     <!-- run shorter: TEXT => TEXT THAT TAKES ITS PLACE IN THE TEST -->
+    <!-- needs: NAME OF LANGUAGE WEIGHTS, fetched once for all tests; without them the page is skipped -->
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SHIPPED = [BASE / "weights" / "model_index.json", BASE / "eye" / "labels.json"]
 
 _BLOCK = re.compile(r"((?:^<!--[^\n]*-->\n)*)^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->")
+_NEEDS = re.compile(r"<!-- needs: (.+?) -->")
 _SHORTER = re.compile(r"<!-- run shorter: (.+?) => (.*?) -->")
 
 
@@ -71,6 +73,8 @@ def clone(tmp_path: Path) -> Path:
 def test_the_commands_of_a_page_run(page, clone, studiolo_home):
     if not all(file.exists() for file in SHIPPED):
         pytest.skip("the weights of studiolo-base are not in this checkout")
+    for name in sorted(set(_NEEDS.findall(page.read_text(encoding="utf-8")))):
+        weights_for_tests(name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in blocks(page):
         done = subprocess.run(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from studiolo.language.catalog import load_catalog, router_of
 from studiolo.language.engines.base import Engine
 from studiolo.language.engines.completer import Completer
-from studiolo.models import weights
+from studiolo.language.routing import Router
+from studiolo.models import known, weights
 
 DEFAULT_MODEL = "smollm2"
 
@@ -21,6 +24,7 @@ async def engine(model: str) -> Engine:
     Raises:
         UnknownModelError: nothing has that name.
         StudioloError: its weights are not here, or cannot be read.
+        AuthenticationError: it is hosted, and there is no key for it.
     """
     key = asyncio.get_running_loop(), model
     if key not in _open or _failed(_open[key]):
@@ -44,10 +48,22 @@ def _failed(task: asyncio.Task[Any]) -> bool:
 async def _opened(model: str) -> Engine:
     path = Path(model).expanduser()
     if weights.has(model):
-        return await _local(weights.find(model).path, model)
+        return await _open_weights(model)
     if path.suffix == ".gguf" or path.is_dir():
         return await _local(path, path.name)
-    raise weights.not_here(model)
+    if model in known.table().weights:
+        raise weights.not_here(model)
+    return _router().engine(model)
+
+
+@cache
+def _router() -> Router:
+    """The hosted models of the catalogue; for those that are open weights too, these are a route."""
+    return router_of(load_catalog(), open_local=_open_weights)
+
+
+async def _open_weights(name: str) -> Engine:
+    return await _local(weights.find(name).path, name)
 
 
 async def _local(path: Path, model: str) -> Engine:
