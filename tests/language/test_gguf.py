@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from tokenizers import decoders
 
 from studiolo.errors import StudioloError
 from studiolo.language.engines.gguf import Card, Vocabulary, read_metadata
@@ -88,16 +89,13 @@ def test_control_tokens_that_the_template_writes_are_spoken():
     assert (card.special_tokens, card.context, card.name) == ({"eos_token": "<eos>"}, None, None)
 
 
-def test_byte_level_tokens_are_the_bytes_that_gpt2_says(card):
-    """Compared with transformers' own table, by way of the vocabulary's letters for single bytes."""
-    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
-
-    tokens = card.metadata["tokenizer.ggml.tokens"]
-    letter_of = bytes_to_unicode()
-    for byte, letter in letter_of.items():
-        if letter in tokens:
-            assert card.vocabulary[tokens.index(letter)] == bytes([byte])
-    assert card.vocabulary[tokens.index("ĠFrance")] == b" France"
+def test_byte_level_tokens_are_what_the_tokenizers_library_decodes(card):
+    tokens, kinds = (card.metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
+    decoder = decoders.ByteLevel()
+    for token in range(0, len(tokens), 7):
+        if kinds[token] == 1:
+            decoded = card.vocabulary[token].decode("utf-8", "replace")
+            assert decoded == decoder.decode([tokens[token]])
 
 
 SENTENCEPIECE = {

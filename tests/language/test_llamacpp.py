@@ -611,3 +611,20 @@ def test_a_sentencepiece_vocabulary_without_a_template(tmp_path):
         assert engine.detokenize(tokens_of(pieces)).strip() == "a 日本"
     finally:
         asyncio.run(engine.close())
+
+
+def test_a_vocabulary_that_llguidance_cannot_read_is_not_constrained(tmp_path):
+    """Compared with what llama.cpp does by itself: it lets through what the grammar does not."""
+    write_useless_model(tmp_path / "spaces.gguf", words=("▁a", "▁b", "▁1"), space_before=True)
+    engine = LlamaCpp(tmp_path / "spaces.gguf", context=64, slots=1, threads=1)
+    try:
+        grammar = '%llguidance {}\nstart: "a b 1"'
+        body = {"prompt": [1], "max_tokens": 12, "temperature": 0, "grammar": grammar}
+        assert engine._server.handle_completions(body)["choices"][0]["text"] != "a b 1"
+        assert not engine.capabilities.grammar
+        with pytest.raises(UnsupportedError, match="vocabulary"):
+            pieces_of(engine, Completion((1,), max_tokens=5, constraint=Constraint("choice", ("a",))))
+        gbnf = Constraint("gbnf", 'root ::= "a b"')
+        assert text_of(pieces_of(engine, Completion((1,), max_tokens=9, constraint=gbnf))) == "a b"
+    finally:
+        asyncio.run(engine.close())

@@ -3,7 +3,8 @@
 What is particular about it:
 
 - **Constraints** are enforced by llguidance, which xllamacpp contains: JSON Schema, choices, regular
-  expressions, Lark. GBNF is enforced by llama.cpp itself, at tens of milliseconds a token.
+  expressions, Lark. GBNF is enforced by llama.cpp itself, at tens of milliseconds a token. llama.cpp goes on
+  without a constraint that llguidance refuses; so each is tried here first, and the answer is watched.
 - **Stop texts** are found here and not by the server, which loses a text that it holds back when the answer
   ends by length.
 - **Token ids** come from the server's `__verbose` field. For a character that is spread over several tokens
@@ -114,16 +115,15 @@ class LlamaCpp:
         # Left open, it must not keep the interpreter from ending.
         self._at_exit = weakref.finalize(self, _cancel_all, self._running)
         self._desk = _Desk(self._server.listening_address, key)
+        self._guided = not self._embedding and self._warm_up()
         self._capabilities = Capabilities(
             context=context,
             max_output=min(context, max(1, pool // (2 * slots))),
-            grammar=not self._embedding,
+            grammar=self._guided,
             logprobs=not self._embedding,
             seed=not self._embedding,
             embeddings=self._embedding,
         )
-        if not self._embedding:
-            self._warm_up()
 
     @classmethod
     async def open(cls, path: str | Path, **options: Any) -> LlamaCpp:
@@ -230,17 +230,33 @@ class LlamaCpp:
             )
         if "" in completion.stop:
             raise InvalidRequestError("an empty stop text ends every answer before it begins")
-        return None if completion.constraint is None else _grammar(completion.constraint)
+        if completion.constraint is None:
+            return None
+        if not self._guided and completion.constraint.kind != "gbnf":
+            raise UnsupportedError(
+                "constraints cannot be enforced with this model's vocabulary",
+                where=self._model,
+                remedy="Use another model, or a grammar in GBNF.",
+            )
+        return _grammar(completion.constraint)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self) -> bool:
         """Does once what the first request would wait for: memory is touched, and llguidance sorts the
-        vocabulary."""
-        body = {"prompt": list(self.tokenize("a", special=False)) or [0], "max_tokens": 1}
+        vocabulary. Returns whether it can read it.
+
+        It cannot where words begin with a space that is no part of the text (Llama 2, Mistral 7B): llama.cpp
+        gives it those tokens without their spaces.
+        """
+        prompt = self.tokenize("a", special=False) or (0,)
+        body = {"prompt": list(prompt), "max_tokens": 12, "grammar": _LLGUIDANCE + 'start: "a b 1"'}
         guard.begin(self._identity)
         try:
-            self._server.handle_completions(body | {"grammar": _LLGUIDANCE + 'start: "a"'})
+            answer = self._server.handle_completions(body)
         finally:
             guard.begun()
+        if "error" in answer:
+            raise _error(answer["error"])
+        return bool(answer["choices"][0]["text"] == "a b 1")
 
 
 # --- what is asked of the server --------------------------------------------------------------------------

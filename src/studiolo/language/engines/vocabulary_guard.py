@@ -74,8 +74,10 @@ def _stand_in() -> Any:
     return server
 
 
-def write_useless_model(path: Path, *, words: tuple[str, ...] = ()) -> None:
+def write_useless_model(path: Path, *, words: tuple[str, ...] = (), space_before: bool = False) -> None:
     """A GGUF file of one layer of zeros over a vocabulary of bytes and `words`.
+
+    With `space_before`, texts are given a space before their first word, as Llama 2 does.
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
@@ -93,7 +95,7 @@ def write_useless_model(path: Path, *, words: tuple[str, ...] = ()) -> None:
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": [0.0] * len(tokens),
         "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_space_prefix": space_before,
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
