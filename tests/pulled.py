@@ -1,8 +1,9 @@
-"""Real weights for tests: pulled once by Studiolo itself, and kept."""
+"""Real weights for tests: pulled once by Studiolo itself, and kept in a folder of their own."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -23,3 +24,19 @@ def pulled(name: str) -> Path:
             return models.pull(name, accept_licence=True).path
         except UnreachableError as error:
             pytest.skip(f"the weights {name} are neither in {cache} nor to be had: {error.message}")
+
+
+def weights_for_tests(name: str) -> None:
+    """Puts them into the data folder of this test, as if they had been pulled there."""
+    from studiolo.store.paths import weights_dir
+
+    kept = next(folder for folder in pulled(name).parents if folder.name == name)
+    shutil.copytree(kept, weights_dir() / name, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for the same bytes, where the file system has such; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

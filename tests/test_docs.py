@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from pulled import weights_for_tests
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BASE = ROOT / "src" / "studiolo" / "base"
