@@ -1,11 +1,11 @@
 """How often does the semantic cache answer a rephrased question, and how often a different one, wrongly?
 
-    python benchmarks/semantic_cache.py --weights FOLDER
+    python benchmarks/semantic_cache.py
 
 Takes the pairs of semantic_pairs.json: questions that may share an answer, and questions that look alike and
 may not. Prints, for each threshold, the share of either that would be answered from the cache, with and
 without the guard that looks for numbers, names and opposites (studiolo.language.caching.guard). With --plot
-FILE.png it is drawn. FOLDER holds all-MiniLM-L6-v2, as `studiolo models pull minilm` fetches it.
+FILE.png it is drawn. The weights of all-MiniLM-L6-v2 are fetched once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from studiolo import models
 from studiolo.language.caching.guard import difference
 from studiolo.language.embedders import MiniLM, Vectors
 
@@ -41,12 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--weights", type=Path, help="folder of all-MiniLM-L6-v2 (default: pulled)")
     parser.add_argument("--pairs", type=Path, default=PAIRS)
     parser.add_argument("--plot", type=Path, help="a PNG file to draw the table to")
     parser.add_argument("--show", type=float, help="also list what goes wrong at this threshold")
     options = parser.parse_args()
-    pairs = measured(options.pairs, MiniLM(options.weights).embed_now)
+    weights = options.weights or models.pull("minilm").path
+    pairs = measured(options.pairs, MiniLM(weights).embed_now)
     print(table(pairs))
     print()
     print(by_kind(pairs))

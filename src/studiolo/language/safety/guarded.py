@@ -66,8 +66,11 @@ class Guarded:
         if judged and (block := await self._prompt_block(request)):
             yield block
             return
-        async with aclosing(self.engine.generate(inner)) as stream:
-            async for delta in self._judged(stream, request) if judged else stream:
+        async with (
+            aclosing(self.engine.generate(inner)) as stream,
+            aclosing(self._judged(stream, request) if judged else stream) as given,
+        ):
+            async for delta in given:
                 yield delta
 
     async def count_tokens(self, request: Request) -> int:
