@@ -176,6 +176,39 @@ def test_a_call_that_is_not_as_declared_is_malformed(call, told):
     assert told in response.candidates[0].finish_message
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "finish", "told"),
+    [
+        (
+            {"config": GenerationConfig(format=Format(kind=FormatKind.JSON, rule=SCHEMA))},
+            '{"a": 1}',
+            "stop",
+            "",
+        ),
+        (
+            {"config": GenerationConfig(format=Format(kind=FormatKind.JSON, rule=SCHEMA))},
+            "{}",
+            "other",
+            "'a' is a",
+        ),
+        ({"config": GenerationConfig(format=Format(kind=FormatKind.JSON))}, "Sure!", "other", "not JSON"),
+        (
+            {"tools": (WEATHER,), "tool_choice": ToolChoice(mode=ToolMode.ANY)},
+            "Sunny.",
+            "malformed_call",
+            "none was",
+        ),
+    ],
+)
+def test_an_upstream_that_does_not_keep_to_what_was_asked_is_found_out(fields, text, finish, told):
+    response, _ = ask(answering(said({"text": text}, finish="STOP")), HELLO.model_copy(update=fields))
+    assert (response.text, response.candidates[0].finish) == (text, finish)
+    assert told in (response.candidates[0].finish_message or "")
+
+
 @pytest.mark.parametrize(
     ("wire", "finish"),
     [

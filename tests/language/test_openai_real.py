@@ -11,7 +11,6 @@ import pytest
 
 from studiolo.language.collect import collected
 from studiolo.language.conversation import (
-    Call,
     FinishReason,
     Format,
     FormatKind,
@@ -97,20 +96,15 @@ def test_a_schema_and_a_stop_text(url):
     )
 
 
-def test_a_tool_that_must_be_called(url):
-    parameters = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"],
-                  "additionalProperties": False}  # fmt: skip
+def test_a_call_that_the_server_does_not_force_is_missed(url):
+    """This model's template knows no tools: the server leaves them out, and says nothing."""
     request = HELLO.model_copy(
-        update={
-            "tools": (Tool(name="weather", parameters=parameters),),
-            "tool_choice": ToolChoice(mode=ToolMode.ANY, parallel=False),
-        }
+        update={"tools": (Tool(name="weather"),), "tool_choice": ToolChoice(mode=ToolMode.ANY)}
     )
-    response = ask(url, request, thinking=Thinking(mode=ThinkingMode.OFF))
-    (call,) = response.calls
-    assert call == Call(name="weather", arguments={"city": "Rome"}, id=call.id)
-    assert call.id
-    assert response.candidates[0].finish is FinishReason.STOP
+    response = ask(url, request, stop=(" ",), thinking=Thinking(mode=ThinkingMode.OFF))
+    assert response.calls == ()
+    assert response.candidates[0].finish is FinishReason.MALFORMED_CALL
+    assert "none was" in response.candidates[0].finish_message
 
 
 def test_names_and_a_wrong_key(url):

@@ -28,7 +28,6 @@ from studiolo.language.engines.upstream import (
     retry_after_of,
     timed,
     unit,
-    usable_tools,
     without_key,
 )
 from studiolo.language.errors import (
@@ -107,11 +106,7 @@ class GeminiEngine:
     async def generate(self, request: Request) -> AsyncGenerator[Delta]:
         """See `Engine`. Closing the generator closes the connection, and with it the server's work."""
         body = body_of(request)
-        tools = {tool.name: tool for tool in usable_tools(request)}
-        thinking = request.config.thinking
-        reader = StreamReader(
-            self._model, tools, show_thoughts=bool(thinking and thinking.show), where=self._where
-        )
+        reader = StreamReader(self._model, request, where=self._where)
         deltas = timed(self._deltas(body, reader), self._limits, where=self._where)
         async with aclosing(deltas):
             async for delta in deltas:

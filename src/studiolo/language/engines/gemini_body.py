@@ -26,7 +26,7 @@ from studiolo.language.conversation import (
     Tool,
     ToolMode,
 )
-from studiolo.language.engines.upstream import usable_tools
+from studiolo.language.engines.upstream import check_schema, usable_tools
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
 HARMS = {
@@ -189,8 +189,10 @@ def _format(wanted: Format) -> dict[str, Any]:
         case FormatKind.JSON if rule is False:
             raise InvalidRequestError("no answer is valid against this schema", where="config.format.rule")
         case FormatKind.JSON:
-            schema = {"responseJsonSchema": rule} if isinstance(rule, dict) else {}
-            return {"responseMimeType": "application/json"} | schema
+            if not isinstance(rule, dict):
+                return {"responseMimeType": "application/json"}
+            check_schema(rule, where="config.format.rule")
+            return {"responseMimeType": "application/json", "responseJsonSchema": rule}
         case FormatKind.CHOICE:
             if not isinstance(rule, tuple) or not rule:
                 raise InvalidRequestError("a list of choices is wanted", where="config.format.rule")

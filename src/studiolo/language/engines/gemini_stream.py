@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,15 +14,21 @@ from studiolo.language.conversation import (
     FileRef,
     FinishReason,
     Part,
+    Request,
     Text,
     Thought,
     TokenLogprob,
-    Tool,
     Usage,
     Verdict,
 )
 from studiolo.language.engines.gemini_body import HARMS
-from studiolo.language.engines.upstream import MalformedCallError, broken_off, checked_call
+from studiolo.language.engines.upstream import (
+    MalformedCallError,
+    broken_off,
+    broken_promise,
+    checked_call,
+    usable_tools,
+)
 
 _FINISH = {
     "STOP": FinishReason.STOP,
@@ -60,6 +66,7 @@ _Probability = Literal["negligible", "low", "medium", "high"]
 class _Candidate:
     """What is known of one candidate so far."""
 
+    text: str = ""
     calls: int = 0
     malformed: str | None = None
     finish: str | None = None
@@ -70,13 +77,15 @@ class StreamReader:
 
     Args:
         model: the name that deltas give.
-        tools: those that may be called, by name.
-        show_thoughts: thoughts are given out; they are counted always.
+        request: what was asked.
         where: names the server in errors.
     """
 
-    def __init__(self, model: str, tools: Mapping[str, Tool], *, show_thoughts: bool, where: str) -> None:
-        self._model, self._tools, self._show, self._where = model, tools, show_thoughts, where
+    def __init__(self, model: str, request: Request, *, where: str) -> None:
+        self._model, self._request, self._where = model, request, where
+        self._tools = {tool.name: tool for tool in usable_tools(request)}
+        thinking = request.config.thinking
+        self._show = thinking is not None and thinking.show
         self._candidates: dict[int, _Candidate] = {}
         self._blocked: FinishReason | None = None
         self._usage: types.GenerateContentResponseUsageMetadata | None = None
@@ -137,6 +146,7 @@ class StreamReader:
                 yield Thought(text=text, signature=signature)
         elif part.text is not None:
             if part.text:
+                state.text += part.text
                 yield Text(text=part.text)
             yield from _signature(signature)
         elif signature:
@@ -170,7 +180,7 @@ class StreamReader:
             raise broken_off(self._where)
         last = max(self._candidates)
         for index, state in sorted(self._candidates.items()):
-            finish, message = _ending(state)
+            finish, message = self._ending(state)
             yield Delta(
                 candidate=index,
                 finish=finish,
@@ -179,19 +189,19 @@ class StreamReader:
                 model=self._model,
             )
 
+    def _ending(self, state: _Candidate) -> tuple[FinishReason, str | None]:
+        if state.malformed:
+            return FinishReason.MALFORMED_CALL, state.malformed
+        finish = _FINISH.get(state.finish or "", FinishReason.OTHER)
+        if finish is FinishReason.STOP:
+            return broken_promise(self._request, state.text, called=state.calls > 0) or (finish, None)
+        # The wire has a message too, but the SDK does not hand it on.
+        return finish, None if finish is FinishReason.LENGTH else f"the upstream said '{state.finish}'"
+
 
 def _name(value: Any) -> str:
     """The wire's word for an enum's member, also for one that the SDK does not know."""
     return str(getattr(value, "value", value))
-
-
-def _ending(state: _Candidate) -> tuple[FinishReason, str | None]:
-    if state.malformed:
-        return FinishReason.MALFORMED_CALL, state.malformed
-    finish = _FINISH.get(state.finish or "", FinishReason.OTHER)
-    whole = finish in (FinishReason.STOP, FinishReason.LENGTH)
-    # The wire has a message too, but the SDK does not hand it on.
-    return finish, None if whole else f"the upstream said '{state.finish}'"
 
 
 def _signature(signature: bytes | None) -> Iterator[Thought]:

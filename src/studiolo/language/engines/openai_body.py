@@ -33,7 +33,7 @@ from studiolo.language.conversation import (
     Tool,
     ToolMode,
 )
-from studiolo.language.engines.upstream import usable_tools
+from studiolo.language.engines.upstream import check_schema, usable_tools
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
 _AUDIO_FORMATS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
@@ -321,6 +321,7 @@ def _format(wanted: Format, dialect: Dialect) -> dict[str, Any]:
         return {}
     if kind is FormatKind.JSON:
         if isinstance(rule, dict):
+            check_schema(rule, where="config.format.rule")
             schema = {"name": "answer", "schema": rule, "strict": True}
             return {"response_format": {"type": "json_schema", "json_schema": schema}}
         if rule is None or rule is True:

@@ -9,13 +9,19 @@ from typing import Any
 from studiolo.language.conversation import (
     Delta,
     FinishReason,
+    Request,
     Text,
     Thought,
     TokenLogprob,
-    Tool,
     Usage,
 )
-from studiolo.language.engines.upstream import MalformedCallError, broken_off, checked_call
+from studiolo.language.engines.upstream import (
+    MalformedCallError,
+    broken_off,
+    broken_promise,
+    checked_call,
+    usable_tools,
+)
 from studiolo.language.errors import UpstreamError
 
 _FINISH = {
@@ -42,6 +48,7 @@ class _Choice:
     """What is known of one candidate so far."""
 
     fragments: list[_Fragment] = field(default_factory=list)
+    text: str = ""
     refusal: str = ""
     finish: str | None = None
 
@@ -51,17 +58,16 @@ class StreamReader:
 
     Args:
         model: the name that deltas give.
-        tools: those that may be called, by name.
-        show_thoughts: thoughts are given out; they are counted always.
+        request: what was asked.
         notes: go out with the first delta.
         where: names the server in errors.
     """
 
-    def __init__(
-        self, model: str, tools: Mapping[str, Tool], *, show_thoughts: bool, notes: list[str], where: str
-    ) -> None:
-        self._model, self._tools, self._show, self._where = model, tools, show_thoughts, where
-        self._notes = tuple(notes)
+    def __init__(self, model: str, request: Request, *, notes: list[str], where: str) -> None:
+        self._model, self._request, self._where, self._notes = model, request, where, tuple(notes)
+        self._tools = {tool.name: tool for tool in usable_tools(request)}
+        thinking = request.config.thinking
+        self._show = thinking is not None and thinking.show
         self._choices: dict[int, _Choice] = {}
         self._usage: Mapping[str, Any] | None = None
         self._thought = False
@@ -93,6 +99,7 @@ class StreamReader:
         text = delta.get("content")
         if text or logprobs:
             yield self._delta(index, part=Text(text=text) if text else None, logprobs=logprobs)
+        state.text += text or ""
         state.refusal += delta.get("refusal") or ""
         for fragment in delta.get("tool_calls") or ():
             _gather(state.fragments, fragment)
@@ -128,6 +135,9 @@ class StreamReader:
             ]
         except MalformedCallError as error:  # half of what the model wanted done together is not given out
             return [], FinishReason.MALFORMED_CALL, str(error)
+        if finish is FinishReason.STOP:
+            broken = broken_promise(self._request, state.text, called=bool(calls))
+            return calls, *(broken or (finish, None))
         return calls, finish, f"the upstream said '{state.finish}'" if finish is FinishReason.OTHER else None
 
     def _usage_of(self, usage: Mapping[str, Any] | None) -> tuple[Usage, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What engines over another server share: keys, time limits, kinds of errors, checked calls."""
+"""What engines over another server share: keys, time limits, kinds of errors, checked calls and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from pydantic import SecretStr
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from studiolo.language.conversation import Call, Request, Tool, ToolMode
+from studiolo.language.conversation import (
+    Call,
+    FinishReason,
+    Format,
+    FormatKind,
+    Request,
+    Tool,
+    ToolMode,
+)
 from studiolo.language.errors import (
     AuthenticationError,
     InvalidRequestError,
@@ -208,15 +216,19 @@ def usable_tools(request: Request) -> tuple[Tool, ...]:
     if request.tool_choice.mode is ToolMode.ANY and not usable:
         raise InvalidRequestError("a tool must be called, and there is none", where="tool_choice")
     for tool in usable:
-        try:
-            validators.validator_for(tool.parameters or {}, Draft202012Validator).check_schema(
-                tool.parameters or {}
-            )
-        except SchemaError as error:
-            raise InvalidRequestError(
-                f"not a JSON Schema: {error.message}", where=f"tools.{tool.name}.parameters"
-            ) from error
+        check_schema(tool.parameters or {}, where=f"tools.{tool.name}.parameters")
     return usable
+
+
+def check_schema(schema: dict[str, Any], *, where: str) -> None:
+    """
+    Raises:
+        InvalidRequestError: it is no JSON Schema.
+    """
+    try:
+        validators.validator_for(schema, Draft202012Validator).check_schema(schema)
+    except SchemaError as error:
+        raise InvalidRequestError(f"not a JSON Schema: {error.message}", where=where) from error
 
 
 def checked_call(
@@ -248,15 +260,50 @@ def checked_call(
 def _fault(arguments: dict[str, Any], parameters: dict[str, Any] | None) -> str | None:
     if parameters is None:
         return "it takes none" if arguments else None
+    return _invalid(arguments, parameters)
+
+
+def _invalid(value: Any, schema: dict[str, Any]) -> str | None:
+    """Why the value is not valid, or None."""
     # An empty registry: a reference to elsewhere must not make this program fetch it.
-    validator = validators.validator_for(parameters, Draft202012Validator)(parameters, registry=Registry())
+    validator = validators.validator_for(schema, Draft202012Validator)(schema, registry=Registry())
     try:
-        validator.validate(arguments)
+        validator.validate(value)
     except ValidationError as error:
         return f"{error.json_path}: {error.message}"
     except Unresolvable as error:
-        return f"the reference {error.ref} in the declaration leads nowhere"
+        return f"the reference {error.ref} in the schema leads nowhere"
     return None
+
+
+# --- answers ----------------------------------------------------------------------------------------------
+
+
+def broken_promise(request: Request, text: str, *, called: bool) -> tuple[FinishReason, str] | None:
+    """How to end an answer that its server calls whole, but that is not what was asked for.
+
+    Some servers take a format or a tool choice, say nothing, and do not keep to it.
+    """
+    if called:
+        return None
+    if request.tool_choice.mode is ToolMode.ANY:
+        return FinishReason.MALFORMED_CALL, "a function was to be called, and none was"
+    fault = _format_fault(request.config.format, text)
+    return (
+        None if fault is None else (FinishReason.OTHER, f"the answer is not of the form asked for: {fault}")
+    )
+
+
+def _format_fault(wanted: Format, text: str) -> str | None:
+    if wanted.kind is FormatKind.CHOICE and isinstance(wanted.rule, tuple):
+        return None if text in wanted.rule else "it is none of the choices"
+    if wanted.kind is not FormatKind.JSON:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        return f"it is not JSON ({error})"
+    return _invalid(value, wanted.rule) if isinstance(wanted.rule, dict) else None
 
 
 # --- vectors ----------------------------------------------------------------------------------------------
