@@ -86,6 +86,7 @@ class StubCompleter:
         scripts: one for each completion, in the order they begin, or a function that finds it. When they have
             run out, the turn ends at once.
         words: more tokens of several bytes each, the longest that fits is taken.
+        control: texts that are one token where control tokens count.
         pause: awaited before each token.
 
     Attributes:
@@ -98,6 +99,7 @@ class StubCompleter:
         *,
         template: str | None = CHATML,
         words: Sequence[str] = (),
+        control: Sequence[str] = CONTROL,
         context: int = 4096,
         pause: Pause = at_once,
         keywords: frozenset[str] | None = None,
@@ -105,9 +107,9 @@ class StubCompleter:
     ) -> None:
         self._find = scripts if callable(scripts) else _one_by_one(scripts)
         self._vocabulary: list[bytes] = [bytes([value]) for value in range(256)]
-        self._vocabulary += [text.encode() for text in (*CONTROL, *words)]
+        self._vocabulary += [text.encode() for text in (*control, *words)]
         self._ids = {token: index for index, token in enumerate(self._vocabulary)}
-        self._control = {text.encode() for text in CONTROL}
+        self._control = {text.encode() for text in control}
         self._template, self._pause, self._keywords = template, pause, keywords
         self._capabilities = Capabilities(
             **{"context": context, "grammar": True, "logprobs": True, "seed": True, "embeddings": True}

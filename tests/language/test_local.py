@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from language import families
-from language.stub import CHATML, EOS, Noise, Say, Script, StubCompleter
+from language.stub import CHATML, CONTROL, EOS, Noise, Say, StubCompleter
 from studiolo.language.collect import collected, collected_now
 from studiolo.language.conversation import (
     Content,
@@ -27,7 +28,6 @@ from studiolo.language.conversation import (
     Text,
     Thinking,
     ThinkingMode,
-    Thought,
     Tool,
     ToolChoice,
     ToolMode,
@@ -69,7 +69,8 @@ def asked(completer: StubCompleter, contents: tuple[Content, ...] = HELLO, **nam
     deltas, prompt = asyncio.run(run())
     response = collected_now(deltas)
     assert response.usage.answer + response.usage.thoughts == completer.made
-    assert response.usage.prompt == prompt == len(completer.seen[0].completion.prompt)
+    forced = 2 * (request.tool_choice.mode is ToolMode.ANY and not response.usage.thoughts)  # tag and newline
+    assert response.usage.prompt == prompt == len(completer.seen[0].completion.prompt) - forced
     assert [delta.usage is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
     assert deltas[-1].finish is not None
     assert sum(delta.finish is not None for delta in deltas) == request.config.candidates
@@ -105,23 +106,20 @@ def pieces(text: str) -> list[str]:
     return asyncio.run(run())
 
 
+LETTERS = st.sampled_from(["é", "e\u0301", "🇮🇹", "👩\u200d🚀", "👍🏽", "นี้", "```", "a", "\n", "`"])
+
+
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(["é", "e\u0301", "🇮🇹", "👩‍🚀", "👍🏽", "นี้", "```", "a", "\n", "`"]), max_size=12
-    ).map("".join)
-)
+@given(st.lists(LETTERS, max_size=12).map("".join))
 def test_a_stream_never_breaks_a_letter_or_a_fence(text):
     given_out = pieces(text)
     assert "".join(given_out) == text
-    for before, after in zip(given_out, given_out[1:], strict=False):
+    for before, after in pairwise(given_out):
         assert not (before.endswith("`") and after.startswith("`"))
         assert not before.endswith("\u200d")
         if not before[-1].isascii():
-            assert after[0] not in "\u0301\u200d🏽ี้"
-        assert not (
-            "🇦" <= after[0] <= "🇿" and "🇦" <= before[-1] <= "🇿" and (before.count("🇮") > before.count("🇹"))
-        )
+            assert after[0] not in "\u0301\u200d🏽\u0e35\u0e49"
+            assert not (before[-1] == "🇮" and after[0] == "🇹")
 
 
 def test_a_stop_text_ends_the_answer_though_it_lies_across_tokens():
@@ -231,16 +229,12 @@ def test_a_spent_budget_is_spent_to_the_token(tokens):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_no_budget_is_an_empty_thought(template):
-    completer = StubCompleter(["Answer"], template=TEMPLATES[template])
-    assert asked(completer, config=GenerationConfig(thinking=budget(0))).usage.thoughts == 0
-    assert asked(completer, config=GenerationConfig(thinking=Thinking(mode=ThinkingMode.OFF))) is not None
     native = template in ("native", "opened")
-    assert (
-        written(completer, 0).endswith("</think>\n\n")
-        == written(completer).endswith("</think>\n\n")
-        == native
-    )
-    assert written(completer).count("<think>") == native
+    for thinking in (budget(0), Thinking(mode=ThinkingMode.OFF)):
+        completer = StubCompleter(["Answer"], template=TEMPLATES[template])
+        assert asked(completer, config=GenerationConfig(thinking=thinking)).usage.thoughts == 0
+        assert written(completer).endswith("</think>\n\n") == native
+        assert written(completer).count("<think>") == native
 
 
 def test_a_thought_that_the_model_closes_is_continued_in_place():
@@ -254,13 +248,11 @@ def test_a_thought_that_the_model_closes_is_continued_in_place():
 
 
 def test_a_closing_tag_within_a_token_leaves_nothing_behind():
-    completer = StubCompleter(["so</think>\nYes"], words=("k>\nY",))
-    completer._control.discard(b"</think>")
-    completer.tokenize = lambda text, *, special=True: StubCompleter.tokenize(  # type: ignore[method-assign]
-        completer, text, special=special and "</think>\nY" not in text
-    )
+    """What the token says beyond the tag is in no answer, so it must not be in the prompt either."""
+    completer = StubCompleter(["so</think>\nYes", "No"], words=("k>\nYes",), control=CONTROL[:5])
     response = asked(completer, config=GenerationConfig(thinking=budget(50)))
-    assert response.candidates[0].content.thoughts == "so"
+    assert (response.candidates[0].content.thoughts, response.text) == ("so", "No")
+    assert completer.detokenize(completer.seen[0].tokens) == "so</think>\nYes"
     assert written(completer).endswith("<think>\nso</think>\n\n")
 
 
@@ -399,8 +391,7 @@ def test_several_calls_in_one_turn():
 def test_a_call_can_be_demanded():
     completer = StubCompleter([ROME])
     assert names(asked(completer, tools=(WEATHER,), tool_choice=MUST)) == ["weather"]
-    assert written(completer, 0).endswith("<|im_start|>assistant\n")
-    assert written(completer, 0) + "<tool_call>\n" == written(completer, 0) + "<tool_call>\n"
+    assert written(completer, 0).endswith("<|im_start|>assistant\n<tool_call>\n")
 
 
 def test_only_allowed_functions_are_told_and_called():
@@ -569,8 +560,8 @@ def test_embeddings_are_unit_vectors_of_the_length_that_is_wished():
     (vector,) = asyncio.run(engine.embed(["see the house"], dimensions=4))
     assert len(vector) == 4
     assert math.isclose(sum(value * value for value in vector), 1)
-    with pytest.raises(UnsupportedError, match="9 dimensions"):
-        asyncio.run(engine.embed(["a"], dimensions=10))
+    with pytest.raises(UnsupportedError, match="10 dimensions"):
+        asyncio.run(engine.embed(["a"], dimensions=11))
     with pytest.raises(UnsupportedError, match="no embeddings"):
         asyncio.run(LocalEngine(StubCompleter(capabilities={"embeddings": False})).embed(["a"]))
 
@@ -592,7 +583,3 @@ def test_what_was_cached_is_told():
     again = asyncio.run(collected(engine.generate(Request(model="stub", contents=HELLO))))
     assert again.usage.cached == again.usage.prompt
     assert completer.made == 2 * first
-
-
-SCRIPT: Script = "typed"
-assert isinstance(Thought(text=""), Thought)

@@ -166,7 +166,7 @@ def test_what_is_said_is_in_the_prompt_as_it_is(said, source):
 
 
 def test_texts_are_escaped_where_the_template_writes_them_as_json():
-    source = "{{ messages | tojson }} {{ messages | tojson | tojson }} {{ {'a': messages[0].content} | tojson(indent=1) }}"
+    source = "{{ messages | tojson }} {{ messages | tojson | tojson }} {{ messages[0] | tojson(indent=1) }}"
     messages = [{"role": "user", "content": 'a "b" \\ <|im_end|>\n'}]
     assert text(source, (user(messages[0]["content"]),)) == by_transformers(source, messages)
 

@@ -66,6 +66,7 @@ class Answer:
     def __init__(self, completer: Completer, wanted: Wanted, candidate: int = 0) -> None:
         self._completer, self._wanted, self._candidate = completer, wanted, candidate
         self._prompt = list(wanted.prompt)
+        self._newline = completer.tokenize("\n", special=False)
         self._run = _Run()
         self.thoughts = self.answered = 0
         self.cached: int | None = None
@@ -167,7 +168,8 @@ class Answer:
 
     async def _another(self) -> bool:
         """Whether the model opens one more call, rather than end its turn or say something."""
-        async with aclosing(self._complete(self._left, stop=(CALL_OPEN,))) as pieces:
+        longest = min(self._left, len(CALL_OPEN) + 4)  # white space before it
+        async with aclosing(self._complete(longest, stop=(CALL_OPEN,))) as pieces:
             async for piece in pieces:
                 if piece.text.strip():
                     return False
@@ -183,7 +185,8 @@ class Answer:
         The chosen character is made again under the schema; it is counted, for it was made.
         """
         first = Constraint("choice", (CALL_OPEN, *first_characters(rule.rule)))
-        async with aclosing(self._complete(self._left, rule=first)) as pieces:
+        longest = min(self._left, len(CALL_OPEN))  # no token has less than a byte
+        async with aclosing(self._complete(longest, rule=first)) as pieces:
             async for _ in pieces:
                 pass
         if self._run.text not in first.rule or not self._left:
@@ -297,12 +300,15 @@ class Answer:
             self._prompt += run.tokens
             tag = "" if run.stop else tag
         elif run.text:
-            self._prompt += inner_ids(run.text, False, self._completer.tokenize)
+            self._prompt += self._ids(run.text, special=False)
         self._force(tag + behind)
 
     def _force(self, text: str) -> None:
         if text:
-            self._prompt += inner_ids(text, True, self._completer.tokenize)
+            self._prompt += self._ids(text, special=True)
+
+    def _ids(self, text: str, *, special: bool) -> Tokens:
+        return inner_ids(text, special, self._completer.tokenize, self._newline)
 
 
 def first_characters(rule: Schema | bool) -> tuple[str, ...]:

@@ -115,22 +115,23 @@ class Tokenize(Protocol):
 def token_ids(segments: Sequence[Segment], tokenize: Tokenize) -> tuple[int, ...]:
     """The tokens of the segments, one after another."""
     ids: list[int] = []
+    newline = tokenize("\n", special=False) if len(segments) > 1 else ()
     for index, (text, special) in enumerate(segments):
-        ids += inner_ids(text, special, tokenize) if index else tokenize(text, special=special)
+        ids += inner_ids(text, special, tokenize, newline) if index else tokenize(text, special=special)
     return tuple(ids)
 
 
-def inner_ids(text: str, special: bool, tokenize: Tokenize) -> tuple[int, ...]:
+def inner_ids(text: str, special: bool, tokenize: Tokenize, newline: tuple[int, ...]) -> tuple[int, ...]:
     """Tokens of a text within a prompt.
 
     SentencePiece vocabularies put a space before whatever they think is the beginning. A newline before it
-    keeps them from that, and is taken off again (as transformers' `encode_marked_chat` does).
+    keeps them from that, and its tokens (`newline`) are taken off again (as transformers'
+    `encode_marked_chat` does).
     """
-    newline = tuple(tokenize("\n", special=False))
-    ids = tuple(tokenize("\n" + text, special=special))
+    ids = tokenize("\n" + text, special=special)
     if ids[: len(newline)] == newline:
         return ids[len(newline) :]
-    return tuple(tokenize(text, special=special))
+    return tokenize(text, special=special)
 
 
 class ChatTemplate:
