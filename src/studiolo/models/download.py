@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import netrc
 import re
@@ -138,7 +139,7 @@ def _fetch(remote: Remote, part: Path, on_bytes: OnBytes) -> None:
                 ) from error
             fault = error
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             fault = error
         failures = 0 if _length(part) > before else failures + 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import html.parser
 import json
+import os
 import subprocess
 import sys
 import urllib.error
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from packaging.version import Version
 
 PYPI = "https://pypi.org/simple"
+_KEYS = ("index-url", "extra-index-url", "find-links", "no-index", "cert")
 _LONGEST_PAGE = 1 << 26
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
@@ -141,6 +143,9 @@ def download_by_pip(wanted: Requirement, folder: Path) -> Path:
 def _pip_configuration() -> dict[str, str]:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:  # an environment without pip
+        told = {key: os.environ.get(f"PIP_{key.upper().replace('-', '_')}") for key in _KEYS}
+        return {key: value for key, value in told.items() if value is not None}
     sections: dict[str, dict[str, str]] = {"global": {}, "download": {}, ":env:": {}}
     for line in done.stdout.splitlines():  # such as: global.index-url='https://...'
         key, _, value = line.partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -70,7 +71,14 @@ def pull(
         downloads = cache_dir("downloads") / wanted
         downloads.mkdir(exist_ok=True)
         indexes = index.configured() if source.startswith("pypi:") else Indexes()
-        pulled = _fetched(_Pull(wanted, source, entry, downloads, indexes, on_progress))
+        try:
+            pulled = _fetched(_Pull(wanted, source, entry, downloads, indexes, on_progress))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise StudioloError(
+                "the disk is full", where=weights_dir(), remedy="Make room and run it again."
+            ) from error
         shutil.rmtree(downloads, ignore_errors=True)
         return pulled
 
