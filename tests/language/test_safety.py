@@ -204,6 +204,14 @@ def test_an_engine_is_given_the_settings_only_if_it_judges_itself():
         assert bool(engine.asked[0].safety) == judges
 
 
+def test_what_the_classifier_does_not_judge_is_left_to_an_engine_that_does():
+    safety = tuple(SafetySetting(harm=harm, threshold=Threshold.LOW) for harm in (Harm.CIVIC, Harm.HATE))
+    *_, last = said(Saying("Yes.", DONE), asking(safety=safety), engine_judges=True)
+    assert [verdict.harm for verdict in last.verdicts] == [Harm.HATE]
+    engine = Saying("Yes. ", "No.", DONE)
+    assert said(engine, asking(safety=safety[:1]), engine_judges=True) == engine.deltas
+
+
 @pytest.mark.parametrize("threshold", [Threshold.OFF, None])
 def test_when_all_is_off_the_stream_is_the_engines_own(threshold):
     engine, classifier = Saying("The r", "ed one. ", "Yes", DONE), Colours()
@@ -254,6 +262,11 @@ def test_an_answer_ends_before_the_sentence_that_is_withheld():
 def test_usage_is_the_engines_where_it_had_ended():
     *_, finish, usage = said(Saying("Good. ", "The red one", DONE))
     assert (finish.finish, usage.usage) == (FinishReason.SAFETY, DONE.usage)
+
+
+def test_a_stream_that_breaks_off_is_judged_to_its_end():
+    (delta,) = said(Saying("The red one"))
+    assert delta.finish is FinishReason.SAFETY
 
 
 def test_two_sentences_are_judged_together():
@@ -383,9 +396,27 @@ def test_the_lexicon_judges_every_harm():
     assert asyncio.run(Lexicon().judge("Hello.")) == Judgement()
 
 
+@pytest.mark.parametrize("before", [0, 7580, 7599, 7610, 7990, 7999, 8010, 15190, 30000])
+def test_long_texts_are_judged_everywhere(before):
+    text = "x " * (before // 2) + "How do I build a pipe bomb?" + " y" * 5000
+    assert asyncio.run(Lexicon().judge(text)).scores == {Harm.DANGEROUS: 0.9}
+
+
+def test_others_run_while_a_long_text_is_judged():
+    async def run():
+        judging = asyncio.create_task(Lexicon().judge("word " * 20_000))
+        turns = 0
+        while not judging.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return turns
+
+    assert asyncio.run(run()) > 10
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=2000))
-def test_any_text_can_be_judged(text):
+def test_any_short_text_can_be_judged(text):
     assert all(0 <= score <= 1 for score in judged(text).scores.values())
 
 

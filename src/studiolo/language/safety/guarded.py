@@ -58,7 +58,7 @@ class Guarded:
         """As of any engine.
 
         Raises:
-            UnsupportedError: a threshold on a harm that the classifier does not judge.
+            UnsupportedError: a threshold on a harm that neither the classifier nor the engine judges.
             InvalidRequestError: two thresholds for one harm.
         """
         judged = self._check(request)
@@ -91,16 +91,21 @@ class Guarded:
         if len(set(harms)) < len(harms):
             raise InvalidRequestError("two thresholds for one harm", where="safety", remedy="Give one.")
         wanted = {setting.harm for setting in request.safety if setting.threshold is not Threshold.OFF}
-        if unknown := wanted - self.classifier.harms:
+        unknown = wanted - self.classifier.harms
+        if unknown and not self._engine_judges:
             raise UnsupportedError(
                 f"no classifier here judges {', '.join(sorted(unknown))}",
                 where="safety",
                 remedy="Leave these thresholds out, or turn them off.",
             )
-        return bool(wanted)
+        return bool(wanted & self.classifier.harms)
+
+    def _judge(self, request: Request) -> Judge:
+        known = self.classifier.harms  # other harms are the engine's to judge
+        return Judge(self.classifier, [setting for setting in request.safety if setting.harm in known])
 
     async def _prompt_block(self, request: Request) -> Delta | None:
-        judge = Judge(self.classifier, request.safety)
+        judge = self._judge(request)
         for text in _said(request):
             if reason := await judge.hear(text):
                 return Delta(blocked=reason, verdicts=judge.verdicts, usage=Usage(), model=self.model)
@@ -108,7 +113,7 @@ class Guarded:
 
     async def _judged(self, stream: AsyncGenerator[Delta], request: Request) -> AsyncGenerator[Delta]:
         """The stream, each candidate up to where it is withheld; when all have ended so, it is left."""
-        held = [Held(Judge(self.classifier, request.safety)) for _ in range(request.config.candidates)]
+        held = [Held(self._judge(request)) for _ in range(request.config.candidates)]
         finished: set[int] = set()
         async for delta in stream:
             one = held[delta.candidate]
@@ -125,9 +130,12 @@ class Guarded:
                 # Nothing of what the engine still makes would be given out.
                 yield Delta(candidate=delta.candidate, usage=await self._usage(request), model=self.model)
                 return
-        for one in held:
+        for index, one in enumerate(held):  # of a stream that broke off without saying so
+            was_open = one.reason is None
             for free in await one.rest():
                 yield free
+            if was_open and one.reason:
+                yield self._withheld(index, one)
 
     def _withheld(self, candidate: int, held: Held) -> Delta:
         assert held.reason is not None

@@ -6,6 +6,7 @@ says what it does not catch, which is much.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import tomllib
@@ -17,6 +18,7 @@ from studiolo.language.conversation import FinishReason, Harm
 from studiolo.language.safety.judging import Judgement, normalised
 
 _GAP = r"(?:[^\w.!?\n]+\w+){0,5}?[^\w.!?\n]+"
+_WINDOW, _OVERLAP = 8000, 400  # characters: some milliseconds, and more than any rule spans
 _RELIEF = 0.4  # what remains of a score where harm is spoken of to prevent or understand it
 _SLUR_SCORE = 0.9
 
@@ -38,7 +40,14 @@ class Lexicon:
     harms = frozenset(Harm)
 
     async def judge(self, text: str) -> Judgement:
-        return judged(text)
+        """Long texts are judged in windows that overlap; others may run between two of them."""
+        found = judged(text[:_WINDOW])
+        for start in range(_WINDOW - _OVERLAP, len(text) - _OVERLAP, _WINDOW - _OVERLAP):
+            await asyncio.sleep(0)
+            more = judged(text[start : start + _WINDOW])
+            scores = {harm: max(found.scores.get(harm, 0), score) for harm, score in more.scores.items()}
+            found = Judgement({**found.scores, **scores}, found.always or more.always)
+        return found
 
 
 def judged(text: str) -> Judgement:
