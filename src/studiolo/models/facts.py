@@ -18,6 +18,8 @@ Purpose = Literal["chat", "completion", "embedding"]
 Format = Literal["gguf", "safetensors"]
 
 _LONGEST_JSON = 1 << 26
+# What a folder of weights in safetensors is made of: weights, settings, tokenizers, templates.
+OF_FOLDERS = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 # Pickles run code when they are read; they are refused whatever else is there.
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from studiolo.errors import StudioloError
 from studiolo.models.download import Remote, UnreachableError
-from studiolo.models.facts import PICKLES, refused_pickles
-
-_WITH_SAFETENSORS = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
+from studiolo.models.facts import OF_FOLDERS, PICKLES, refused_pickles
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def _wanted(repository: str, file: str | None, names: list[str]) -> list[str]:
             where=f"{repository}:{file}",
             remedy=f"There are: {', '.join(near)}." if near else "It holds no .gguf file.",
         )
-    top = [name for name in names if PurePosixPath(name).suffix in _WITH_SAFETENSORS]
+    top = [name for name in names if PurePosixPath(name).suffix in OF_FOLDERS]
     if "config.json" in top and any("/" not in name and name.endswith(".safetensors") for name in top):
         return [name for name in top if "/" not in name or name.endswith("/config.json")]
     if len(ggufs) == 1:

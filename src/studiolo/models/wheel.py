@@ -15,14 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from studiolo.errors import StudioloError
 from studiolo.models.download import require_space
-from studiolo.models.facts import PICKLES, refused_pickles
+from studiolo.models.facts import OF_FOLDERS, PICKLES, refused_pickles
 
 # Weights hardly shrink when they are packed; what shrinks a hundredfold is made to fill a disk.
 _MOST_SHRUNK, _SMALL = 100, 1 << 20
-Archive = zipfile.ZipFile
-
 _LONGEST_METADATA = 1 << 20
-_WITH_SAFETENSORS = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 
 
 @contextmanager
@@ -82,7 +79,7 @@ def members_below(names: list[str], folder: str) -> dict[str, str]:
     return {
         name: name.removeprefix(folder)
         for name in names
-        if name.startswith(folder) and PurePosixPath(name).suffix in _WITH_SAFETENSORS
+        if name.startswith(folder) and PurePosixPath(name).suffix in OF_FOLDERS
     }
 
 
