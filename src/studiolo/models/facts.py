@@ -20,7 +20,7 @@ Format = Literal["gguf", "safetensors"]
 _LONGEST_JSON = 1 << 26
 # What a folder of weights in safetensors is made of: weights, settings, tokenizers, templates.
 OF_FOLDERS = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
-# Pickles run code when they are read; they are refused whatever else is there.
+# Pickles can run any code when they are read; they are never taken, and refused where there is nothing else.
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 
 
