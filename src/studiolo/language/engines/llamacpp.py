@@ -112,8 +112,8 @@ class LlamaCpp:
         finally:
             if self._server is None:
                 self._folder.cleanup()
-        # Left open, it must not keep the interpreter from ending.
-        self._at_exit = weakref.finalize(self, _cancel_all, self._running)
+        # Left open: the interpreter must not end under a thread that is about to tell it something.
+        self._at_exit = weakref.finalize(self, _end, self._running)
         self._desk = _Desk(self._server.listening_address, key)
         self._guided = not self._embedding and self._warm_up()
         self._capabilities = Capabilities(
@@ -198,13 +198,10 @@ class LlamaCpp:
     async def close(self) -> None:
         """Cancels what runs and frees the memory; a second call does nothing."""
         self._line.close()
-        runs = list(self._running)
-        _cancel_all(self._running)
-        await asyncio.to_thread(self._release, runs)
+        await asyncio.to_thread(self._release)
 
-    def _release(self, runs: list[_Run]) -> None:
-        for run in runs:
-            run.join()
+    def _release(self) -> None:
+        _end(self._running)
         self._at_exit.detach()
         try:
             guard.retire(self._identity)
@@ -317,6 +314,8 @@ _KINDS: dict[str, type[LanguageError]] = {
 def _error(told: Mapping[str, Any]) -> LanguageError:
     """The server's {"code", "message", "type"} as one of our kinds."""
     message = str(told.get("message", told))
+    if "too large to process" in message:  # a text to embed; called a server error
+        return InvalidRequestError(f"a text is longer than the context: {message}", remedy="Shorten it.")
     if "failed to parse grammar" in message:
         return UnsupportedError("this grammar cannot be read", remedy="See llama.cpp's grammars/README.md.")
     return _KINDS.get(str(told.get("type")), UpstreamError)(f"the engine refused or failed: {message}")
@@ -489,9 +488,13 @@ class _Run:
             self._cancelled.set()
 
 
-def _cancel_all(runs: set[_Run]) -> None:
-    for run in list(runs):
+def _end(running: set[_Run]) -> None:
+    """Cancels all of them and waits until the server has let go of them."""
+    runs = list(running)
+    for run in runs:
         run.cancel()
+    for run in runs:
+        run.join()
 
 
 # --- starting the server ----------------------------------------------------------------------------------
