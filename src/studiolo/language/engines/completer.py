@@ -97,7 +97,7 @@ class Completer(Protocol):
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """What a template's `bos_token`, `eos_token` and the like print, as far as the vocabulary has them."""
+        """What a template's `bos_token`, `eos_token` and the like print, where the vocabulary has them."""
 
     @property
     def schema_keywords(self) -> frozenset[str] | None:
