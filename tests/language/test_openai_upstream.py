@@ -208,6 +208,18 @@ def test_a_call_that_is_not_as_declared_is_malformed(name, arguments, said):
     assert said in response.candidates[0].finish_message
 
 
+def test_a_call_that_was_forbidden_or_cut_off_is_not_given_out():
+    call = {"index": 0, "id": "a", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    forbidden = ASK_WEATHER.model_copy(update={"tool_choice": ToolChoice(mode=ToolMode.NONE)})
+    for request, said, finish in (
+        (forbidden, "tool_calls", FinishReason.MALFORMED_CALL),
+        (ASK_WEATHER, "length", FinishReason.LENGTH),
+        (ASK_WEATHER, "content_filter", FinishReason.SAFETY),
+    ):
+        response, _ = ask(answering(chunk({"tool_calls": [call]}), chunk(finish=said)), request)
+        assert (response.calls, response.candidates[0].finish) == ((), finish)
+
+
 def test_a_declaration_does_not_make_the_validator_fetch_anything():
     tool = Tool(
         name="f", parameters={"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/x"}}}

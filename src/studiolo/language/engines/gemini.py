@@ -159,7 +159,7 @@ class GeminiEngine:
             answer = await in_time(
                 self._client.aio.models.embed_content(
                     model=self._model,
-                    contents=list(texts),
+                    contents=[types.Content(role="user", parts=[types.Part(text=text)]) for text in texts],
                     config=types.EmbedContentConfig(output_dimensionality=dimensions),
                 ),
                 self._limits,

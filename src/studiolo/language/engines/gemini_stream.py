@@ -26,8 +26,8 @@ from studiolo.language.engines.upstream import (
     MalformedCallError,
     broken_off,
     broken_promise,
+    callable_tools,
     checked_call,
-    usable_tools,
 )
 
 _FINISH = {
@@ -83,7 +83,7 @@ class StreamReader:
 
     def __init__(self, model: str, request: Request, *, where: str) -> None:
         self._model, self._request, self._where = model, request, where
-        self._tools = {tool.name: tool for tool in usable_tools(request)}
+        self._tools = callable_tools(request)
         thinking = request.config.thinking
         self._show = thinking is not None and thinking.show
         self._candidates: dict[int, _Candidate] = {}

@@ -19,8 +19,8 @@ from studiolo.language.engines.upstream import (
     MalformedCallError,
     broken_off,
     broken_promise,
+    callable_tools,
     checked_call,
-    usable_tools,
 )
 from studiolo.language.errors import UpstreamError
 
@@ -65,7 +65,7 @@ class StreamReader:
 
     def __init__(self, model: str, request: Request, *, notes: list[str], where: str) -> None:
         self._model, self._request, self._where, self._notes = model, request, where, tuple(notes)
-        self._tools = {tool.name: tool for tool in usable_tools(request)}
+        self._tools = callable_tools(request)
         thinking = request.config.thinking
         self._show = thinking is not None and thinking.show
         self._choices: dict[int, _Choice] = {}
@@ -126,7 +126,7 @@ class StreamReader:
         finish = _FINISH.get(state.finish or "", FinishReason.OTHER)
         if state.refusal:
             return [], FinishReason.SAFETY, state.refusal
-        if finish is FinishReason.LENGTH and state.fragments:
+        if finish is not FinishReason.STOP and state.fragments:
             return [], finish, "the call was cut off"
         try:
             calls = [
@@ -138,7 +138,7 @@ class StreamReader:
         if finish is FinishReason.STOP:
             broken = broken_promise(self._request, state.text, called=bool(calls))
             return calls, *(broken or (finish, None))
-        return calls, finish, f"the upstream said '{state.finish}'" if finish is FinishReason.OTHER else None
+        return [], finish, f"the upstream said '{state.finish}'" if finish is FinishReason.OTHER else None
 
     def _usage_of(self, usage: Mapping[str, Any] | None) -> tuple[Usage, tuple[str, ...]]:
         if usage is None:

@@ -146,9 +146,8 @@ class OpenAIUpstream:
     async def count_tokens(self, request: Request) -> int:
         """Tokens of the prompt, by the server's own endpoint for it (vLLM and llama.cpp have one)."""
         fields = body_of(request, self._model, self._dialect).fields
-        kept = {
-            name: fields[name] for name in ("messages", "tools", "chat_template_kwargs") if name in fields
-        }
+        names = ("messages", "tools", "chat_template_kwargs")
+        kept: dict[str, Any] = {name: fields[name] for name in names if name in fields}
         with self._errors(), protocol_kept(self._where):
             if self._dialect.name == "vllm":
                 answer = await self._post(

@@ -197,7 +197,7 @@ class MalformedCallError(Exception):
 
 
 def usable_tools(request: Request) -> tuple[Tool, ...]:
-    """The tools that the model may call in this request.
+    """The tools of this request that the model is told of.
 
     Raises:
         InvalidRequestError: a name that is not declared or is declared twice, no tool where one must be
@@ -218,6 +218,13 @@ def usable_tools(request: Request) -> tuple[Tool, ...]:
     for tool in usable:
         check_schema(tool.parameters or {}, where=f"tools.{tool.name}.parameters")
     return usable
+
+
+def callable_tools(request: Request) -> dict[str, Tool]:
+    """The tools that an answer may call, by name."""
+    if request.tool_choice.mode is ToolMode.NONE:
+        return {}
+    return {tool.name: tool for tool in usable_tools(request)}
 
 
 def check_schema(schema: dict[str, Any], *, where: str) -> None:
