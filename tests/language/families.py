@@ -73,6 +73,31 @@ OPENS = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}
 """
 
+# Texts are lists of parts: Idefics 3, LLaVA.
+PARTS = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- for part in message.content %}
+        {%- if part['type'] == 'text' %}{{- part['text'] }}{%- endif %}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+# Thoughts are asked for in the system turn, and shut unless they are: Gemma 4.
+ASKED = """\
+{{- bos_token }}
+{%- if enable_thinking is defined and enable_thinking %}
+    {{- '<|turn>system\\n<|think|><turn|>\\n' }}
+{%- endif %}
+{%- for message in messages %}{{- '<|turn>' + message.role + '\\n' + message.content | trim + '<turn|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|turn>model\\n' }}
+    {%- if not enable_thinking | default(false) %}{{- '<|channel>thought\\n<channel|>' }}{%- endif %}
+{%- endif %}
+"""
+
 # Tools are known, but calls are written in another way than ours: Llama 3, Mistral, Gemma 4.
 OTHER_TOOLS = """\
 {%- if tools %}{{- '[TOOLS]' + (tools | tojson) + '[/TOOLS]' }}{%- endif %}

@@ -276,6 +276,19 @@ def test_what_nothing_is_said_of_is_left_to_the_model():
         assert (asked(completer).usage.thoughts > 0) == thinks
 
 
+def test_a_channel_that_is_shut_unless_asked_for_is_opened_when_asked():
+    opened, closed = "<|channel>thought\n", "<channel|>"
+    for thinking, end in ((None, opened + closed), (budget(0), opened + closed), (budget(9), opened)):
+        completer = StubCompleter(["Hm." + closed, "Yes"], template=families.ASKED)
+        response = asked(completer, config=GenerationConfig(thinking=thinking))
+        assert written(completer, 0).endswith("<|turn>model\n" + end)
+        assert ("<|think|>" in written(completer)) == (end == opened)
+    assert response.usage.thoughts == 9
+    completer = StubCompleter(["Hm." + closed, "Yes"], template=families.ASKED)
+    response = asked(completer, config=GenerationConfig(thinking=budget(50)))
+    assert (response.candidates[0].content.thoughts, response.text) == ("Hm.", "Yes")
+
+
 def test_levels_are_budgets_within_the_room():
     def thought(level: Level, context: int) -> int:
         completer = StubCompleter([Say(ends=False), "Yes"], context=context)

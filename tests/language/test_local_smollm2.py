@@ -27,6 +27,7 @@ from studiolo.language.conversation import (
     user,
 )
 from studiolo.language.decoding.schema import fault
+from studiolo.language.engines.completer import Completion, Sampling
 from studiolo.language.engines.local import LocalEngine
 
 pytest.importorskip("xllamacpp")
@@ -73,9 +74,19 @@ def asked(engine: LocalEngine, *said: Any, max_tokens: int = 64, **named: Any) -
     return response
 
 
-def test_it_answers(engine):
-    response = asked(engine, "What is the capital of France?", max_tokens=24)
-    assert "Paris" in response.text
+def test_it_answers_as_the_engine_below_goes_on_behind_the_prompt(engine):
+    """Token for token, with the system turn that the template puts first by itself."""
+    prompt = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+    async def below() -> str:
+        completion = Completion(engine._completer.tokenize(prompt), 24, Sampling(temperature=0))
+        return "".join([piece.text async for piece in engine._completer.complete(completion)])
+
+    response = asked(engine, "Name three colours.", max_tokens=24)
+    assert response.text == asyncio.run(below()) != ""
     assert "<|im_end|>" not in response.text
 
 

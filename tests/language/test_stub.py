@@ -72,23 +72,21 @@ def test_a_completer_fails_when_told_to():
 
 
 def test_an_engine_answers_from_its_script():
-    replies = [
-        Reply(("a", "b"), finish=FinishReason.SAFETY),
-        Reply(fault=RateLimitError("slow"), fault_after=1),
-    ]
-    engine: Engine = StubEngine(replies)
+    broken = Reply(fault=RateLimitError("slow"), fault_after=1)
+    engine: Engine = StubEngine([Reply(("a", "b"), finish=FinishReason.SAFETY), broken])
     response = asyncio.run(collected(engine.generate(HELLO)))
     assert (response.text, response.candidates[0].finish) == ("ab", FinishReason.SAFETY)
     assert (response.usage.prompt, response.usage.answer) == (2, 2)
 
-    async def broken() -> list[str]:
-        pieces: list[str] = []
-        with pytest.raises(RateLimitError):
-            async for delta in engine.generate(HELLO):
-                pieces.append(delta.part.text)  # type: ignore[union-attr]
-        return pieces
+    pieces: list[str] = []
 
-    assert asyncio.run(broken()) == ["Hello"]
+    async def read() -> None:
+        async for delta in engine.generate(HELLO):
+            pieces.append(delta.part.text)  # type: ignore[union-attr]
+
+    with pytest.raises(RateLimitError):
+        asyncio.run(read())
+    assert pieces == ["Hello"]
     assert asyncio.run(collected(engine.generate(HELLO))).text == "Hello there."
 
 

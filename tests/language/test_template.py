@@ -189,6 +189,17 @@ def test_a_template_cannot_reach_into_python():
         segments("{{ ''.__class__.__mro__ }}{{ messages.append(1) }}{{ messages[0].content }}")
 
 
+def test_texts_are_lists_of_parts_where_the_template_wants_them_so():
+    assert text(families.PARTS, system="Be brief.") == text(CHATML, system="Be brief.")
+    assert ChatTemplate(families.PARTS).takes_parts
+    assert not ChatTemplate(CHATML).takes_parts
+
+
+def test_a_family_whose_answers_are_not_understood_is_refused():
+    with pytest.raises(UnsupportedError, match="Harmony"):
+        ChatTemplate("{{ '<|start|>assistant<|channel|>final<|message|>' }}")
+
+
 def test_training_marks_and_loop_controls_are_understood():
     source = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"

@@ -143,6 +143,7 @@ class ChatTemplate:
     end.
 
     Attributes:
+        takes_parts: texts must be lists of parts (models that see).
         takes_system: it has a place for a system instruction (else that is folded into the first user turn).
         takes_tools: it declares tools, and writes calls as `<tool_call>` JSON `</tool_call>` (Hermes, Qwen).
         stop: texts at which an answer ends besides the model's own end of turn.
@@ -154,6 +155,8 @@ class ChatTemplate:
         self._template = None if source is None else _compiled(source)
         self._arguments: Callable[[dict[str, Any]], Any] = _as_object
         self.stop: tuple[str, ...] = ("\nUser:",) if source is None else ()
+        self.takes_parts = False
+        self.takes_parts = source is not None and self._try_parts()
         self.takes_system = source is None or self._try_system()
         self.takes_tools = source is not None and self._try_tools()
 
@@ -198,6 +201,8 @@ class ChatTemplate:
             ) from error
 
     def _ready(self, message: Message) -> Message:
+        if self.takes_parts:
+            message = {**message, "content": [{"type": "text", "text": message["content"]}]}
         if "tool_calls" not in message:
             return message
         calls = [
@@ -209,12 +214,21 @@ class ChatTemplate:
         ]
         return {**message, "tool_calls": calls}
 
+    def _try_parts(self) -> bool:
+        """Whether a text is understood as a list of parts, and not by itself."""
+        return not self._shows("hello-there", [_said("user", "hello-there")]) and self._shows(
+            "hello-there", [_said("user", [{"type": "text", "text": "hello-there"}])]
+        )
+
     def _try_system(self) -> bool:
+        said = [self._ready(_said("system", "instruct-me")), self._ready(_said("user", "hello-there"))]
+        return self._shows("instruct-me", said) and self._shows("hello-there", said)
+
+    def _shows(self, text: str, messages: list[Message]) -> bool:
         try:
-            text = self._render([_said("system", "instruct-me"), _said("user", "hello-there")], None, None)
+            return text in self._render(messages, None, None)
         except InvalidRequestError:
             return False
-        return "instruct-me" in text and "hello-there" in text
 
     def _try_tools(self) -> bool:
         """Whether a call that was made, and its result, come out in the form that we would have it
@@ -236,6 +250,11 @@ class ChatTemplate:
 
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Template:
+    if "<|channel|>" in source and "<|message|>" in source:
+        raise UnsupportedError(
+            "this model answers in channels of its own (Harmony), which are not understood here",
+            remedy="Serve it by an OpenAI-compatible server, and ask that.",
+        )
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -293,7 +312,7 @@ def _as_text(arguments: dict[str, Any]) -> Any:
     return _tojson(arguments)
 
 
-def _said(role: str, content: str) -> Message:
+def _said(role: str, content: Any) -> Message:
     return {"role": role, "content": content}
 
 

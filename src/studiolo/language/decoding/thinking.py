@@ -32,6 +32,7 @@ class Channel:
         open: tag before a thought, as it is written; `close`: the tag behind it.
         before: white space that goes before the closing tag, `after` behind it.
         native: the model was trained to it; else it is asked for in the system text.
+        unasked: it thinks where nobody says anything of it, unless the template shuts the channel.
     """
 
     open: str
@@ -39,13 +40,14 @@ class Channel:
     before: str
     after: str
     native: bool = True
+    unasked: bool = True
 
 
 NATIVE = (
     Channel("<think>\n", "</think>", "\n", "\n\n"),  # Qwen 3, DeepSeek R1, SmolLM3
-    Channel("<|channel>thought\n", "<channel|>", "", ""),  # Gemma 4
+    Channel("<|channel>thought\n", "<channel|>", "", "", unasked=False),  # Gemma 4
 )
-EMULATED = Channel("<think>\n", "</think>", "\n", "\n\n", native=False)
+EMULATED = Channel("<think>\n", "</think>", "\n", "\n\n", native=False, unasked=False)
 
 INSTRUCTION = (
     "Before you answer, think it through step by step between <think> and </think>."
@@ -112,7 +114,8 @@ def wished(thinking: Thinking | None) -> bool | None:
 def thinks_by_itself(channel: Channel, prompt: list[Segment]) -> bool:
     """Whether the model thinks where nothing is wished: it has a channel, and its `prompt` does not shut
     it."""
-    return channel.native and not _shut(_tail(prompt), channel)
+    tail = _tail(prompt)
+    return tail.endswith(channel.open.strip()) or (channel.unasked and not _shut(tail, channel))
 
 
 def opening(prompt: list[Segment], channel: Channel, *, think: bool) -> str:
