@@ -56,4 +56,5 @@ def test_singular_vectors_stay_and_values_come_near_one(shape: tuple[int, int]) 
 def test_no_direction_at_all_is_no_movement_and_no_nan() -> None:
     assert torch.equal(orthogonalised(torch.zeros(4, 9)), torch.zeros(4, 9))
     flat = orthogonalised(torch.ones(8, 50))  # of rank one
-    assert torch.isfinite(flat).all() and flat.norm() < 1.3
+    assert torch.isfinite(flat).all()
+    assert flat.norm() < 1.3

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from lessons import lesson, rows, teach
+from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.trackers import open_trackers
 from studiolo.errors import StudioloError
 
 
@@ -33,6 +35,19 @@ def test_wandb_writes_offline(tmp_path, monkeypatch):
     teach(lesson(tmp_path / "lesson"), run, trackers=["wandb"], steps=2)
     (file,) = (run / "wandb").rglob("*.wandb")
     assert b"loss_instance" in file.read_bytes()
+
+
+def test_wandb_goes_on_with_the_run_it_began(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for step in (0, 2):
+        (tracker,) = open_trackers(Recipe(trackers=("wandb",)), tmp_path, step)
+        tracker.scalars(step + 1, {"loss": 1.0})
+        tracker.close()
+    identity = (tmp_path / "wandb" / "run-id").read_text()
+    files = {file.stem for file in (tmp_path / "wandb").rglob("*.wandb")}
+    assert files == {f"run-{identity}"}
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_any_work(tmp_path, monkeypatch):

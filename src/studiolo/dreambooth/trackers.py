@@ -11,6 +11,7 @@ import numpy as np
 
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.errors import StudioloError
+from studiolo.store.files import atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,18 +47,24 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A W&B run in `folder`; WANDB_MODE, WANDB_PROJECT and the like work as everywhere."""
+    """A W&B run in `folder`, gone on with when training is; WANDB_MODE, WANDB_PROJECT and the like work as
+    everywhere."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, step: int) -> None:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
+        identity = folder / "run-id"
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "studiolo"),
             name=recipe.name,
+            id=identity.read_text() if step and identity.exists() else None,
+            resume="allow",
             dir=str(folder),
             config=recipe.model_dump(mode="json"),
         )
+        with atomic_path(identity) as temporary:
+            temporary.write_text(self._run.id)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
@@ -87,6 +94,6 @@ def open_trackers(recipe: Recipe, run: Path, step: int) -> list[Tracker]:
     """The recipe's trackers for the run folder `run`, of which `step` steps are done."""
     made: dict[str, Any] = {
         "tensorboard": lambda: TensorBoard(run / "tensorboard", step),
-        "wandb": lambda: WeightsAndBiases(run / "wandb", recipe),
+        "wandb": lambda: WeightsAndBiases(run / "wandb", recipe, step),
     }
     return [made[name]() for name in recipe.trackers]
