@@ -37,7 +37,8 @@ def declared(function: Function) -> Tool:
                 remedy=f"Write one: {parameter.name}: str",
             )
     try:
-        schema = TypeAdapter(function).json_schema()
+        adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]
+        schema = adapter.json_schema()
     except Exception as error:  # pydantic raises several kinds for types that it cannot describe
         raise InvalidRequestError(f"no JSON Schema for it: {error}", where=f"function {name}") from error
     description = inspect.getdoc(function) or ""
@@ -83,7 +84,8 @@ def _binding(function: Function) -> Any:
         name: hints[name] if parameter.default is parameter.empty else NotRequired[hints[name]]
         for name, parameter in inspect.signature(function).parameters.items()
     }
-    binding = TypedDict(function.__name__, fields)  # type: ignore[operator]
+    make: Any = TypedDict  # type checkers want to see its fields
+    binding = make(function.__name__, fields)
     binding.__pydantic_config__ = ConfigDict(extra="forbid")
     return binding
 

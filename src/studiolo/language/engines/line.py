@@ -94,7 +94,7 @@ class Line:
 
     def _tell(self, me: _Waiting) -> None:
         try:
-            me.loop.call_soon_threadsafe(lambda: me.admitted.done() or me.admitted.set_result(None))
+            me.loop.call_soon_threadsafe(_settle, me.admitted)
         except RuntimeError:  # its event loop has ended, and with it who waited
             self._return(me.tokens)
 
@@ -112,3 +112,8 @@ class Line:
     def _check_open(self) -> None:
         if self._closed:
             raise LanguageError("the model was closed", remedy="Open it again.")
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
