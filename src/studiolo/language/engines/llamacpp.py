@@ -23,10 +23,12 @@ What is particular about it:
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import http.client
 import json
 import secrets
 import socket
+import sys
 import tempfile
 import threading
 import weakref
@@ -208,6 +210,7 @@ class LlamaCpp:
         finally:
             self._server = None  # the last reference: its main loop ends and the weights go
             self._folder.cleanup()
+            _give_memory_back()
 
     def _finished(self, run: _Run, tokens: int) -> None:
         self._running.discard(run)
@@ -521,6 +524,12 @@ def _params(
     if threads is not None:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     return params
+
+
+def _give_memory_back() -> None:
+    """glibc keeps what its threads freed; this hands it to the system."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _embed_with(params: Any, card: Card, context: int) -> None:
