@@ -60,6 +60,13 @@ def test_true_is_any_json(value):
     assert _accepts(Constraint("json", True), json.dumps(value))
 
 
+def test_json_comes_on_one_line_unless_it_is_wished_otherwise():
+    free = {"type": "array", "items": {"type": "integer"}, "x-guidance": {"whitespace_flexible": True}}
+    for text in ("[1,\n 2]", "[ 1, 2 ]", "[1, 2]"):
+        assert _accepts(Constraint("json", free), text)
+        assert _accepts(Constraint("json", {"type": "array"}), text) == (text == "[1, 2]")
+
+
 @pytest.mark.parametrize(
     ("constraint", "reason"),
     [

@@ -186,8 +186,11 @@ def test_json_is_valid_against_its_schema(engine, sampling):
     jsonschema.validate(json.loads(text_of(pieces)), PERSON)
 
 
-def test_what_is_cut_off_is_told_from_what_just_fits(engine):
-    constraint = Constraint("choice", ("a sentence of some length",))
+@pytest.mark.parametrize(
+    "constraint",
+    [Constraint("choice", ("a sentence of some length",)), Constraint("json", {"const": {"x": [1, "y"]}})],
+)
+def test_what_is_cut_off_is_told_from_what_just_fits(engine, constraint):
     whole = pieces_of(engine, wish(engine, constraint=constraint, max_tokens=60))
     needed = len(tokens_of(whole))
     fits = pieces_of(engine, wish(engine, constraint=constraint, max_tokens=needed))

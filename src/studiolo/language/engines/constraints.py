@@ -12,11 +12,15 @@ from typing import Any
 from studiolo.language.engines.completer import Constraint
 from studiolo.language.errors import InvalidRequestError, UnsupportedError, UpstreamError
 
+_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""JSON on one line: small models that may add white space add it until their tokens are spent."""
+
 
 def lark(constraint: Constraint) -> str:
     """The constraint as a grammar in llguidance's dialect of Lark.
 
     JSON Schemas go in as they are: llguidance enforces every keyword that it accepts, and refuses the rest.
+    The JSON comes on one line, unless the schema has an "x-guidance" of its own.
 
     Raises:
         InvalidRequestError: nothing can match, or the rule is not of its kind's form.
@@ -37,7 +41,8 @@ def _written(constraint: Constraint) -> str:
         case "json":
             if rule is False:
                 raise InvalidRequestError("the schema is false: nothing matches it")
-            return f"start: %json {json.dumps({} if rule in (True, None) else rule)}"
+            schema = {} if rule in (True, None) else rule
+            return f"start: %json {json.dumps({'x-guidance': _ONE_LINE} | schema)}"
         case "choice":
             if not rule:
                 raise InvalidRequestError("there is nothing to choose from")
