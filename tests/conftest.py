@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("studiolo", deadline=None)  # how fast a machine is, is not what tests tell
+settings.load_profile("studiolo")
 
 
 @pytest.fixture(autouse=True)

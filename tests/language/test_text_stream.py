@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from studiolo.language.engines.text_stream import TextStream
@@ -55,7 +55,6 @@ def test_the_pieces_of_every_script_are_whole_and_make_the_text(text: str) -> No
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-@settings(deadline=None)
 @given(st.text(), st.lists(st.text(min_size=1, max_size=4), max_size=3))
 def test_what_comes_out_lies_before_the_stop_text_that_is_there_first(text: str, stops: list[str]) -> None:
     pieces, met = streamed(text.encode(), *stops)
