@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from studiolo.base.autoencoder import AutoencoderRecipe, sharpen_decoder, train_autoencoder
 from studiolo.base.dataset import SceneSet, scene_set
-from studiolo.base.loop import Machine, is_first
+from studiolo.base.loop import Machine
 from studiolo.base.sample_subjects import write_subjects
 from studiolo.base.sprites import SpriteBank, render_sprites
 from studiolo.base.text import TextRecipe, train_text_encoder
@@ -29,6 +29,7 @@ from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.drawing.sheet import comparison_table
 from studiolo.formats.diffusers_folder import save_components
 from studiolo.store.files import atomic_path
+from studiolo.training.processes import first_process
 
 PREVIEW_PROMPTS = (
     *(
@@ -123,7 +124,7 @@ class Build:
             self.machine,
             on_save=lambda step: self._preview(components, step),
         )
-        if is_first():
+        if first_process():
             save_components(finished, self.folder / "weights", torch.float16)
         return finished
 

@@ -140,7 +140,7 @@ class Log(StepCallback):
         }
         with open(self.path, "a", encoding="utf-8") as file:
             print(json.dumps({name: round(value, 6) for name, value in row.items()}), file=file)
-        left = (self.every and seconds * (module.steps - step)) / 60
+        left = seconds * (module.steps - step) / 60
         print(f"step {step}/{module.steps}  loss {means['loss']:.4f}  {left:.0f} min left", flush=True)
         self._rows.clear()
         self._since = time.monotonic()
@@ -156,11 +156,6 @@ class Watch(StepCallback):
         if step % self.every == 0 and trainer.is_global_zero:
             with evaluating(module, self.average):
                 self.look(step)
-
-
-def is_first() -> bool:
-    """Whether this process is the one that writes and speaks, of all that train together."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 @contextmanager

@@ -38,8 +38,9 @@ def build(
     import torch
 
     from studiolo.base.build import Build, BuildRecipe
-    from studiolo.base.loop import Machine, is_first
+    from studiolo.base.loop import Machine
     from studiolo.base.unet import UnetRecipe
+    from studiolo.training.processes import first_process
 
     if threads:
         torch.set_num_threads(threads)
@@ -48,5 +49,5 @@ def build(
     work = Build(out, recipe, Machine(accelerator, devices, precision, minutes))
     work.sample_subjects()
     work.unet()
-    if is_first():
+    if first_process():
         typer.echo(f"The model: {out / 'weights'}. Look at {out / 'previews'}.")

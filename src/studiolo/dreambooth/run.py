@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.subject import Subject
 from studiolo.errors import StudioloError
@@ -118,11 +116,6 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         return json.loads(self.record.read_text(encoding="utf-8"))
-
-
-def first_process() -> bool:
-    """Whether this process is the one that writes, of those that train together."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def describe_images(subject: Subject) -> list[dict[str, str]]:

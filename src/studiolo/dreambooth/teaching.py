@@ -23,7 +23,7 @@ from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.prior import ClassExamples, ClassImageMaker, ClassImageSet
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
-from studiolo.dreambooth.run import Run, describe_images, first_process
+from studiolo.dreambooth.run import Run, describe_images
 from studiolo.dreambooth.subject import Subject
 from studiolo.dreambooth.trackers import Tracker, open_trackers
 from studiolo.dreambooth.transforms import Transform
@@ -33,6 +33,7 @@ from studiolo.models.registry import CARD_FILE, ModelRef
 from studiolo.store.files import atomic_dir
 from studiolo.store.paths import cache_dir
 from studiolo.training.checkpoint import Checkpoints, Interrupted, Interruption
+from studiolo.training.processes import first_process
 from studiolo.training.quiet import quiet
 from studiolo.training.steps import MovingAverage, evaluating
 from studiolo.training.trainer import plain_trainer

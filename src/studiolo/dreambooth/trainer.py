@@ -14,7 +14,7 @@ from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.identifier import check_identifier, find_identifier
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
-from studiolo.dreambooth.run import Run, first_process
+from studiolo.dreambooth.run import Run
 from studiolo.dreambooth.subject import load_subject
 from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trackers import check_trackers
@@ -24,6 +24,7 @@ from studiolo.models.registry import check_name, register, resolve
 from studiolo.store.files import atomic_path
 from studiolo.store.paths import runs_dir
 from studiolo.training.checkpoint import Interrupted
+from studiolo.training.processes import first_process
 
 __all__ = ["Interrupted", "resume", "train"]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, TypeAdapter
 
 from studiolo.language import conversation as c
 from studiolo.language.collect import Collector, collected
-from studiolo.language.engines.base import Engine
 from studiolo.language.errors import InvalidRequestError, UpstreamError
 from studiolo.language.functions import Function, by_name, called, declared
 from studiolo.language.opening import DEFAULT_MODEL, engine
@@ -107,9 +107,10 @@ class Chat:
         opened = await engine(self.model)
         for _ in range(MAX_ROUNDS):
             collector = Collector()
-            async for delta in _closing(opened, self._request(turns)):
-                collector.add(delta)
-                yield delta
+            async with aclosing(opened.generate(self._request(turns))) as stream:
+                async for delta in stream:
+                    collector.add(delta)
+                    yield delta
             self.response = collector.response()
             if not self.response.candidates:
                 return
@@ -131,16 +132,6 @@ class Chat:
             tools=self.tools,
             config=self.config,
         )
-
-
-async def _closing(opened: Engine, request: c.Request) -> AsyncGenerator[c.Delta]:
-    """The engine's stream, closed with this one."""
-    stream = opened.generate(request)
-    try:
-        async for delta in stream:
-            yield delta
-    finally:
-        await stream.aclose()
 
 
 def count_tokens(prompt: Prompt, *, model: str = DEFAULT_MODEL, system: str | None = None) -> int:

@@ -31,14 +31,14 @@ def iterate(stream: AsyncGenerator[T]) -> Iterator[T]:
     try:
         while True:
             try:
-                yield run(anext_of(stream))
+                yield run(_next(stream))
             except StopAsyncIteration:
                 return
     finally:
         run(stream.aclose())
 
 
-async def anext_of(stream: AsyncGenerator[T]) -> T:
+async def _next(stream: AsyncGenerator[T]) -> T:
     """`anext` as a coroutine, which is what a loop wants."""
     return await anext(stream)
 

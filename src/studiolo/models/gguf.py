@@ -53,15 +53,18 @@ class Header:
         return self.values.get(f"{self.values.get('general.architecture')}.{key}")
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, arrays: bool = False) -> Header:
     """The header of a GGUF file, version 2 or 3, little-endian.
+
+    Args:
+        arrays: read them as lists, the vocabulary among them; else `Items` stands for each.
 
     Raises:
         StudioloError: no such file, no GGUF file, cut off, or beyond the bounds above.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(data).header()
+            return _Reader(data, arrays).header()
     except OSError as error:
         raise StudioloError(
             f"cannot be read ({error.strerror})", where=path, remedy="Check the path."
@@ -75,8 +78,9 @@ def read_header(path: Path) -> Header:
 class _Reader:
     """Walks through the bytes; every fault is a ValueError."""
 
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap, arrays: bool) -> None:
         self.data, self.at, self.end = data, 0, min(len(data), _LONGEST_HEADER)
+        self._array = self._read_array if arrays else self._skip_array
 
     def header(self) -> Header:
         if self._take(4) != b"GGUF":
@@ -109,10 +113,18 @@ class _Reader:
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY and depth < _DEEPEST_ARRAY:
-            return self._skip_array(depth)
+            return self._array(depth)
         if kind in _SCALARS:
             return self._number(_SCALARS[kind])
         raise ValueError(f"a value of unknown kind {kind}")
+
+    def _read_array(self, depth: int) -> list[Any]:
+        kind = self._number("I")
+        length = self._count(_MOST_ITEMS, "items in an array")
+        if kind in _SCALARS:
+            code = f"<{length}{_SCALARS[kind]}"
+            return list(struct.unpack(code, self._take(struct.calcsize(code))))
+        return [self._value(kind, depth + 1) for _ in range(length)]
 
     def _skip_array(self, depth: int) -> Items:
         kind = self._number("I")

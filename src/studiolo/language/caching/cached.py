@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import timedelta
 
 from studiolo.language.caching.contexts import Context, Contexts, Prefix
 from studiolo.language.caching.pins import Pins
 from studiolo.language.conversation import Delta, Request, user
-from studiolo.language.engines.base import Capabilities, Engine
+from studiolo.language.engines.around import Around
+from studiolo.language.engines.base import Engine
 from studiolo.language.errors import InvalidRequestError
 
 
-class Cached:
+class Cached(Around):
     """An `Engine` before which explicit contexts are written out.
 
     How many tokens of a prompt were not computed is what the engine says in `Usage.cached`: nothing is
@@ -25,16 +26,9 @@ class Cached:
     """
 
     def __init__(self, engine: Engine, contexts: Contexts, pins: Pins | None = None) -> None:
-        self.engine, self.contexts = engine, contexts
+        super().__init__(engine)
+        self.contexts = contexts
         self.pins = engine if pins is None and isinstance(engine, Pins) else pins
-
-    @property
-    def model(self) -> str:
-        return self.engine.model
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.engine.capabilities
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta]:
         whole = await asyncio.to_thread(self.contexts.resolve, request)
@@ -44,12 +38,6 @@ class Cached:
 
     async def count_tokens(self, request: Request) -> int:
         return await self.engine.count_tokens(await asyncio.to_thread(self.contexts.resolve, request))
-
-    async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
-        return await self.engine.embed(texts, dimensions=dimensions)
-
-    async def close(self) -> None:
-        await self.engine.close()
 
     async def create(
         self,

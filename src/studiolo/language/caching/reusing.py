@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from studiolo.language.caching.semantic import Hit, SemanticIndex, reusable
 from studiolo.language.collect import Collector
 from studiolo.language.conversation import Delta, Request, Usage
-from studiolo.language.engines.base import Capabilities, Engine
+from studiolo.language.engines.around import Around
+from studiolo.language.engines.base import Engine
 from studiolo.language.errors import InvalidRequestError
 
 _log = logging.getLogger(__name__)
 
 
-class Reusing:
+class Reusing(Around):
     """An `Engine` that looks into an index first; off unless a threshold is given.
 
     A reused answer comes with the note "reused, similarity 0.973" and a usage of no tokens, for none were
@@ -35,15 +36,8 @@ class Reusing:
             raise InvalidRequestError(
                 "a threshold for reuse is above 0 and at most 1", where=f"threshold={threshold:g}"
             )
-        self.engine, self.index, self.threshold, self.sampled = engine, index, threshold, sampled
-
-    @property
-    def model(self) -> str:
-        return self.engine.model
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.engine.capabilities
+        super().__init__(engine)
+        self.index, self.threshold, self.sampled = index, threshold, sampled
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta]:
         reuses = self.threshold is not None and reusable(request, sampled=self.sampled)
@@ -58,16 +52,6 @@ class Reusing:
                 yield delta
         if reuses:
             await self._keep(request, collector)
-
-    async def count_tokens(self, request: Request) -> int:
-        return await self.engine.count_tokens(request)
-
-    async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
-        return await self.engine.embed(texts, dimensions=dimensions)
-
-    async def close(self) -> None:
-        """Closes the engine; the index may serve others."""
-        await self.engine.close()
 
     async def _find(self, request: Request) -> Hit | None:
         assert self.threshold is not None

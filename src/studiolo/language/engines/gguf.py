@@ -5,17 +5,14 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from studiolo.errors import StudioloError
+from studiolo.models.gguf import read_header
 
-_SCALARS = dict(enumerate(["B", "b", "H", "h", "I", "i", "f", "?"])) | {10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 # Kinds of tokens, as `tokenizer.ggml.token_type` numbers them.
 _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 _SPECIAL = {
@@ -32,46 +29,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """All keys and values before the tensors. Numbers, strings, booleans, and lists of them.
 
     Raises:
-        StudioloError: there is no such file, or it is no whole GGUF of version 2 or 3 (little-endian).
+        StudioloError: as of `read_header`.
     """
-    try:
-        with open(path, "rb") as file:
-            magic, version, _, entries = struct.unpack("<4sIQQ", file.read(24))
-            if magic != b"GGUF" or version not in (2, 3):
-                raise ValueError
-            return {_string(file): _value(file, _number(file, "I")) for _ in range(entries)}
-    except OSError as error:
-        raise StudioloError(
-            f"the weights cannot be read ({error.strerror})", where=path, remedy="Check the path."
-        ) from error
-    except (ValueError, KeyError, struct.error, OverflowError, MemoryError) as error:
-        raise StudioloError(
-            "not a whole GGUF file", where=path, remedy="Fetch it again, or give a file of this format."
-        ) from error
-
-
-def _number(file: BinaryIO, code: str) -> Any:
-    return struct.unpack("<" + code, file.read(struct.calcsize(code)))[0]
-
-
-def _string(file: BinaryIO) -> str:
-    length = _number(file, "Q")
-    data = file.read(length)
-    if len(data) != length:
-        raise ValueError
-    return data.decode("utf-8", "replace")
-
-
-def _value(file: BinaryIO, kind: int) -> Any:
-    if kind == _STRING:
-        return _string(file)
-    if kind != _ARRAY:
-        return _number(file, _SCALARS[kind])
-    item, count = _number(file, "I"), _number(file, "Q")
-    if item in (_STRING, _ARRAY):
-        return [_value(file, item) for _ in range(count)]
-    code = f"{count}{_SCALARS[item]}"
-    return list(struct.unpack("<" + code, file.read(struct.calcsize("<" + code))))
+    return read_header(Path(path), arrays=True).values
 
 
 @dataclass(frozen=True)

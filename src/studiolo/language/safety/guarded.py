@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 
 from studiolo.language.conversation import (
@@ -16,7 +16,8 @@ from studiolo.language.conversation import (
     Usage,
     Verdict,
 )
-from studiolo.language.engines.base import Capabilities, Engine
+from studiolo.language.engines.around import Around
+from studiolo.language.engines.base import Engine
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 from studiolo.language.safety.judging import Classifier, Judge
 from studiolo.language.safety.sentences import Held
@@ -28,7 +29,7 @@ _MESSAGES = {
 }
 
 
-class Guarded:
+class Guarded(Around):
     """An `Engine` that withholds what reaches a threshold of the request's safety settings.
 
     With all thresholds OFF, or none given, everything passes as it comes and nothing is judged. Else every
@@ -44,15 +45,8 @@ class Guarded:
     """
 
     def __init__(self, engine: Engine, classifier: Classifier, *, engine_judges: bool = False) -> None:
-        self.engine, self.classifier, self._engine_judges = engine, classifier, engine_judges
-
-    @property
-    def model(self) -> str:
-        return self.engine.model
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.engine.capabilities
+        super().__init__(engine)
+        self.classifier, self._engine_judges = classifier, engine_judges
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta]:
         """As of any engine.
@@ -75,12 +69,6 @@ class Guarded:
 
     async def count_tokens(self, request: Request) -> int:
         return await self.engine.count_tokens(self._for_engine(request))
-
-    async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
-        return await self.engine.embed(texts, dimensions=dimensions)
-
-    async def close(self) -> None:
-        await self.engine.close()
 
     def _for_engine(self, request: Request) -> Request:
         return request if self._engine_judges else request.model_copy(update={"safety": ()})
