@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studiolo.language.conversation import Delta, FinishReason, Request, Text, TokenLogprob, Usage
-from studiolo.language.decoding.schema import matcher
 from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.completer import Completion, Piece, Tokens
+from studiolo.language.engines.constraints import matcher
 
 CONTROL = (
     "<|im_start|>",
@@ -223,7 +223,7 @@ class StubCompleter:
         """The wished tokens as far as the constraint allows; else an allowed byte, ends preferred."""
         rule = completion.constraint
         assert rule is not None
-        state, wishes = matcher(rule.kind, rule.rule), iter(wish)
+        state, wishes = matcher(rule), iter(wish)
         wanted = next(wishes, None)
         while not state.is_stopped():
             data = list(self._vocabulary[wanted]) if wanted is not None else []

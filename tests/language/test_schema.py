@@ -15,12 +15,11 @@ from studiolo.language.decoding.schema import (
     constraint,
     enforceable,
     fault,
-    grammar,
-    matcher,
     normalised,
 )
 from studiolo.language.decoding.tools import call_schema
 from studiolo.language.engines.completer import Constraint
+from studiolo.language.engines.constraints import lark, matcher
 from studiolo.language.errors import InvalidRequestError, UnsupportedError, UpstreamError
 
 STRING = {"type": "string"}
@@ -308,7 +307,8 @@ def test_an_answer_is_checked(rule, right, wrong):
 def test_an_answer_begins_as_the_grammar_lets_it(schema):
     """Against llguidance: every character with which JSON of a type can begin."""
     ours = set(first_characters(schema))
-    theirs = {chr(byte) for byte in range(33, 127) if matcher("json", schema).try_consume_tokens([byte]) == 1}
+    rule = Constraint("json", schema)
+    theirs = {chr(byte) for byte in range(33, 127) if matcher(rule).try_consume_tokens([byte]) == 1}
     assert theirs <= ours
     if "type" in schema:
         assert theirs == ours
@@ -327,4 +327,4 @@ def test_references_of_each_function_lead_to_its_own_definitions():
     assert fault({"name": "one", "arguments": {"a": "x"}}, schema)
     assert not fault({"name": "two", "arguments": {"a": "x", "b": {"a": "y"}}}, schema)
     assert fault({"name": "two", "arguments": {"b": {"a": 1}}}, schema)
-    assert grammar("json", schema)
+    assert lark(Constraint("json", schema))

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any, cast
 
 from studiolo.language.conversation import Format, FormatKind
+from studiolo.language.engines import constraints
 from studiolo.language.engines.completer import Constraint
 from studiolo.language.errors import InvalidRequestError, UnsupportedError, UpstreamError
 
@@ -229,11 +229,12 @@ def walk(schema: Any, where: str) -> Iterator[tuple[str, Schema]]:
 
 
 def _check_wellformed(schema: Schema, where: str) -> None:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, FormatChecker
     from jsonschema.exceptions import SchemaError
 
     try:
-        Draft202012Validator.check_schema(schema, format_checker=None)  # patterns are looked at later
+        # No formats: patterns are looked at later.
+        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(formats=()))
     except SchemaError as error:
         place = ".".join([where, *map(str, error.absolute_path)])
         raise InvalidRequestError(
@@ -260,8 +261,8 @@ def enforceable(schema: Schema, keywords: frozenset[str] | None = None, *, where
         _check_pattern(inner, place)
         for key in inner.keys() & ASSERTIONS if keywords is not None else ():
             _check_keyword(key, inner[key], keywords or frozenset(), place)
-    if complaint := _complaint("json", json.dumps(schema)):
-        raise _refused("the schema", complaint, where)
+    if problem := constraints.problem(Constraint("json", schema)):
+        raise _refused("the schema", problem, where)
 
 
 def _check_keyword(key: str, value: Any, keywords: frozenset[str], place: str) -> None:
@@ -315,9 +316,10 @@ def constraint(form: Format, keywords: frozenset[str] | None = None) -> Constrai
         return Constraint("choice", _choices(rule, where))
     if not isinstance(rule, str) or not rule:
         raise InvalidRequestError(f"a {kind.value} is a text", where=where, remedy="Give one.")
-    if complaint := _complaint(kind.value, rule):
-        raise _refused(f"this {kind.value}", complaint, where)
-    return Constraint(cast(Any, kind.value), rule)
+    found = Constraint(cast(Any, kind.value), rule)
+    if problem := constraints.problem(found):
+        raise _refused(f"this {kind.value}", problem, where)
+    return found
 
 
 def _json_rule(rule: Any, keywords: frozenset[str] | None, where: str) -> Schema | bool:
@@ -339,52 +341,6 @@ def _choices(rule: Any, where: str) -> tuple[str, ...]:
             "there is nothing to choose from", where=where, remedy="Give texts to choose from."
         )
     return tuple(dict.fromkeys(choices))
-
-
-# --- llguidance as the judge -------------------------------------------------------------------------------
-
-
-def grammar(kind: str, rule: Any) -> str:
-    """llguidance's form of a constraint.
-
-    Raises:
-        ValueError: GBNF that it cannot translate.
-    """
-    from llguidance import LLMatcher, grammar_from
-
-    if kind == "json":
-        schema = "{}" if rule is True else rule if isinstance(rule, str) else json.dumps(rule)
-        return LLMatcher.grammar_from_json_schema(schema)
-    if kind == "choice":
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(item) for item in rule))
-    if kind == "regex":
-        return LLMatcher.grammar_from_regex(rule)
-    return grammar_from(cast(Any, kind), rule)
-
-
-@lru_cache(maxsize=256)
-def _complaint(kind: str, rule: str) -> str:
-    from llguidance import LLMatcher
-
-    try:
-        bad, told = LLMatcher.validate_grammar_with_warnings(grammar(kind, rule))
-    except ValueError as error:
-        return str(error)
-    return told[0] if bad else ""
-
-
-def matcher(kind: str, rule: Any) -> Any:
-    """An llguidance matcher over bytes (tokens 0 to 255)."""
-    from llguidance import LLMatcher
-
-    return LLMatcher(_bytes_tokenizer(), grammar(kind, rule))
-
-
-@lru_cache(maxsize=1)
-def _bytes_tokenizer() -> Any:
-    from llguidance import LLTokenizer
-
-    return LLTokenizer("byte")
 
 
 # --- the finished answer -----------------------------------------------------------------------------------
@@ -422,7 +378,7 @@ def fault(value: Any, schema: Schema) -> str:
 def _grammar_fault(text: str, rule: Constraint) -> str:
     if rule.kind == "choice":
         return "" if text in rule.rule else "none of the choices"
-    state = matcher(rule.kind, rule.rule)
+    state = constraints.matcher(rule)
     data = list(text.encode())
     taken = state.try_consume_tokens(data)
     if taken < len(data):

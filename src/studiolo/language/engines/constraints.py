@@ -1,4 +1,5 @@
-"""Constraints as grammars of llguidance, which both local engines enforce token by token.
+"""Constraints as grammars of llguidance: what both local engines enforce token by token, and what judges
+beforehand whether a constraint can be enforced, and afterwards whether it was kept.
 
 https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
@@ -17,7 +18,7 @@ _ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separato
 
 
 def lark(constraint: Constraint) -> str:
-    """The constraint as a grammar in llguidance's dialect of Lark.
+    """The constraint as a grammar in llguidance's dialect of Lark, for an engine to decode under.
 
     JSON Schemas go in as they are: llguidance enforces every keyword that it accepts, and refuses the rest.
     The JSON comes on one line, unless the schema has an "x-guidance" of its own.
@@ -26,16 +27,38 @@ def lark(constraint: Constraint) -> str:
         InvalidRequestError: nothing can match, or the rule is not of its kind's form.
         UnsupportedError: llguidance cannot enforce it (or it is GBNF, which is not its language); says why.
     """
-    grammar = _written(constraint)
-    if problem := _problem(grammar):
+    if constraint.kind == "gbnf":
         raise UnsupportedError(
-            f"this {constraint.kind} constraint cannot be enforced: {_first_lines(problem)}",
+            "a grammar in GBNF cannot be enforced by this engine", remedy="Write it in Lark."
+        )
+    if found := problem(constraint):
+        raise UnsupportedError(
+            f"this {constraint.kind} constraint cannot be enforced: {found}",
             remedy="Leave that part of it out, or say it otherwise.",
         )
-    return grammar
+    return _written(constraint)
+
+
+def problem(constraint: Constraint) -> str:
+    """Why llguidance refuses the constraint, in a line; empty if it does not.
+
+    Raises:
+        InvalidRequestError: nothing can match.
+    """
+    try:
+        told = _told_of(_written(constraint))
+    except ValueError as error:  # GBNF that cannot be translated
+        told = str(error)
+    return " ".join(told.split("\n   1 |")[0].split())[:300]
+
+
+def matcher(constraint: Constraint) -> Any:
+    """An llguidance matcher of the constraint, over bytes (tokens 0 to 255)."""
+    return _matcher(_written(constraint))
 
 
 def _written(constraint: Constraint) -> str:
+    """Of any kind; GBNF is translated, where llguidance can (ValueError where not)."""
     rule: Any = constraint.rule
     match constraint.kind:
         case "json":
@@ -51,10 +74,10 @@ def _written(constraint: Constraint) -> str:
             return f"start: /{_slashed(rule)}/"
         case "lark":
             return str(rule)
-        case _:
-            raise UnsupportedError(
-                "a grammar in GBNF cannot be enforced by this engine", remedy="Write it in Lark."
-            )
+        case "gbnf":
+            from llguidance import grammar_from
+
+            return grammar_from("gbnf", rule)
 
 
 def _slashed(pattern: str) -> str:
@@ -72,14 +95,20 @@ def _slashed(pattern: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _problem(grammar: str) -> str:
-    """Why llguidance refuses the grammar; empty if it does not."""
+def _told_of(grammar: str) -> str:
+    """What llguidance has against the grammar."""
     from llguidance import LLMatcher
 
     if text := LLMatcher.validate_grammar(grammar):
         return str(text)
     # Compiling finds more, such as special tokens (their ids depend on the model) or a size out of bounds.
-    return str(LLMatcher(_bytes_tokenizer(), grammar).get_error())
+    return str(_matcher(grammar).get_error())
+
+
+def _matcher(grammar: str) -> Any:
+    from llguidance import LLMatcher
+
+    return LLMatcher(_bytes_tokenizer(), grammar)
 
 
 @lru_cache(maxsize=1)
@@ -87,10 +116,6 @@ def _bytes_tokenizer() -> Any:
     from llguidance import LLTokenizer
 
     return LLTokenizer("byte")
-
-
-def _first_lines(problem: str) -> str:
-    return " ".join(problem.split("\n   1 |")[0].split())[:300]
 
 
 class Watch:
@@ -101,9 +126,7 @@ class Watch:
     """
 
     def __init__(self, grammar: str) -> None:
-        from llguidance import LLMatcher
-
-        self._matcher = LLMatcher(_bytes_tokenizer(), grammar)
+        self._matcher = _matcher(grammar)
 
     def feed(self, text: str) -> None:
         """
