@@ -7,8 +7,8 @@ import datetime
 
 import pytest
 import yaml
-from loopback import Asked, Loopback, Reply
 
+from language.loopback import Asked, Loopback, Reply
 from studiolo.errors import StudioloError
 from studiolo.language.catalog import SHIPPED, load_catalog, router_of
 from studiolo.language.collect import collected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import runpy
 from pathlib import Path
 
@@ -19,9 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
-    """all-MiniLM-L6-v2: the folder that STUDIOLO_TEST_MINILM names, or else pulled."""
-    named = os.environ.get("STUDIOLO_TEST_MINILM")
-    return Path(named) if named else pulled("minilm")
+    """The folder of all-MiniLM-L6-v2."""
+    return pulled("minilm")
 
 
 TEXTS = [

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from google.genai import types
-from loopback import Asked, Loopback, Reply
 
+from language.loopback import Asked, Loopback, Reply
+from language.weather import ASK_WEATHER, HELLO, WEATHER
 from studiolo.language.collect import collected
 from studiolo.language.conversation import (
     Call,
@@ -53,13 +54,6 @@ from studiolo.language.errors import (
 )
 
 KEY = "the-secret-of-this-test"
-HELLO = Request(model="any", contents=(user("hello"),))
-WEATHER = Tool(
-    name="weather",
-    description="How it is outside.",
-    parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-)
-ASK_WEATHER = Request(model="any", contents=(user("how is it in Rome?"),), tools=(WEATHER,))
 
 
 def said(*parts: dict[str, Any], finish: str | None = None, index: int = 0, **more: Any) -> dict[str, Any]:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 
 import pytest
-from clocks import HandClock, LeapingClock, settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from language.clocks import HandClock, LeapingClock, settle
 from studiolo.language.errors import (
     InvalidRequestError,
     OverloadedError,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from language import families
 from language.stub import CHATML, CONTROL, EOS, Noise, Say, StubCompleter
+from language.weather import WEATHER
 from studiolo.language.collect import collected, collected_now
 from studiolo.language.conversation import (
     Content,
@@ -48,11 +49,6 @@ SCHEMA = {
     "additionalProperties": False,
 }
 JSON = Format(kind=FormatKind.JSON, rule=SCHEMA)
-WEATHER = Tool(
-    name="weather",
-    description="How it is outside.",
-    parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-)
 CLOCK = Tool(name="clock")
 ROME = '{"name": "weather", "arguments": {"city": "Rome"}}'
 NOON = '{"name": "clock", "arguments": {}}'

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loopback import Asked, Loopback, Reply
 
+from language.loopback import Asked, Loopback, Reply
+from language.weather import ASK_WEATHER, HELLO, WEATHER
 from studiolo.language.collect import collected
 from studiolo.language.conversation import (
     Call,
@@ -57,17 +58,6 @@ from studiolo.language.errors import (
 )
 
 KEY = "sk-the-secret-of-this-test"
-HELLO = Request(model="any", contents=(user("hello"),))
-WEATHER = Tool(
-    name="weather",
-    parameters={
-        "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "required": ["city"],
-        "additionalProperties": False,
-    },
-)
-ASK_WEATHER = Request(model="any", contents=(user("how is it in Rome?"),), tools=(WEATHER,))
 
 
 def chunk(

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
-from clocks import LeapingClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from language.clocks import LeapingClock
 from studiolo.language.collect import collected
 from studiolo.language.conversation import (
     Delta,
