@@ -9,16 +9,18 @@ A finished answer is checked again, by jsonschema or by the grammar itself.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from functools import cache
 from typing import Any, cast
 
 from studiolo.language.conversation import Format, FormatKind
 from studiolo.language.engines import constraints
 from studiolo.language.engines.completer import Constraint
+from studiolo.language.engines.schema_tree import LIST, MAP, ONE, Schema, walk, within
 from studiolo.language.errors import InvalidRequestError, UnsupportedError, UpstreamError
-
-Schema = dict[str, Any]
 
 
 def _words(words: str) -> frozenset[str]:
@@ -31,18 +33,10 @@ ANNOTATIONS = _words(
 )
 """Keywords that rule nothing out."""
 
-# Where schemas lie within a schema.
-_ONE = _words(
-    "additionalProperties items not if then else contains propertyNames unevaluatedItems"
-    " unevaluatedProperties contentSchema"
-)
-_LIST = _words("allOf anyOf oneOf prefixItems")
-_MAP = _words("properties patternProperties dependentSchemas $defs definitions")
-
 ASSERTIONS = (
-    _ONE
-    | _LIST
-    | _MAP
+    ONE
+    | LIST
+    | MAP
     | _words(
         "$ref $dynamicRef type enum const minLength maxLength pattern format minimum maximum exclusiveMinimum"
         " exclusiveMaximum multipleOf minItems maxItems uniqueItems minContains maxContains required"
@@ -93,7 +87,7 @@ def _is_gemini(schema: Any) -> bool:
     if isinstance(schema, Mapping):
         if _named(schema) in _GEMINI_TYPES or schema.keys() & {"propertyOrdering", *_SNAKE}:
             return True
-        return any(_is_gemini(inner) for _, inner in _inner(schema))
+        return any(_is_gemini(inner) for _, inner in within(schema))
     return False
 
 
@@ -115,18 +109,20 @@ def _normalised(schema: Any, gemini: bool, old: bool, where: str) -> Any:
     if old and "$ref" in schema:  # until draft-07 all that stands beside a reference is ignored
         schema = {key: value for key, value in schema.items() if key in ("$ref", "$defs", "definitions")}
     made = _gemini_spelled(schema) if gemini else dict(schema)
-    made = _tuples_spelled(_dependencies_spelled(_bounds_spelled(made)))
+    made = _sizes_spelled(_tuples_spelled(_dependencies_spelled(_bounds_spelled(made))))
+    if old and "#" in str(made.get("$id", "")):  # until draft-07 such an $id was a name, and not an address
+        del made["$id"]
     for key, value in made.items():
         made[key] = _normalised_value(key, value, gemini, old, f"{where}.{key}")
     return _nullable(made, gemini)
 
 
 def _normalised_value(key: str, value: Any, gemini: bool, old: bool, where: str) -> Any:
-    if key in _ONE:
+    if key in ONE:
         return _normalised(value, gemini, old, where)
-    if key in _LIST and isinstance(value, list | tuple):
+    if key in LIST and isinstance(value, list | tuple):
         return [_normalised(item, gemini, old, f"{where}[{index}]") for index, item in enumerate(value)]
-    if key in _MAP and isinstance(value, Mapping):
+    if key in MAP and isinstance(value, Mapping):
         return {name: _normalised(item, gemini, old, f"{where}.{name}") for name, item in value.items()}
     return value
 
@@ -157,6 +153,16 @@ def _tuples_spelled(schema: Schema) -> Schema:
         if "additionalItems" in schema:
             schema["items"] = schema["additionalItems"]
     schema.pop("additionalItems", None)  # without a list of items it has no meaning
+    return schema
+
+
+def _sizes_spelled(schema: Schema) -> Schema:
+    """2.0 is an integer in JSON Schema; and what asks for nothing is left out."""
+    for key in _INTEGERS:
+        if isinstance(size := schema.get(key), float) and size.is_integer():
+            schema[key] = int(size)
+    if schema.get("uniqueItems") is False:
+        del schema["uniqueItems"]
     return schema
 
 
@@ -207,25 +213,6 @@ def _nullable(schema: Schema, gemini: bool) -> Schema:
     if "anyOf" in schema and {"type": "null"} not in schema["anyOf"]:
         schema["anyOf"] = [*schema["anyOf"], {"type": "null"}]
     return schema
-
-
-def _inner(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The schemas within a schema, each with its place."""
-    for key, value in schema.items():
-        if key in _ONE:
-            yield key, value
-        elif key in _LIST and isinstance(value, list | tuple):
-            yield from ((f"{key}[{index}]", item) for index, item in enumerate(value))
-        elif key in _MAP and isinstance(value, Mapping):
-            yield from ((f"{key}.{name}", item) for name, item in value.items())
-
-
-def walk(schema: Any, where: str) -> Iterator[tuple[str, Schema]]:
-    """The schema and all within it, each with its place."""
-    if isinstance(schema, Mapping):
-        yield where, cast(Schema, schema)
-        for key, inner in _inner(schema):
-            yield from walk(inner, f"{where}.{key}")
 
 
 def _check_wellformed(schema: Schema, where: str) -> None:
@@ -367,12 +354,40 @@ def _json_fault(text: str, schema: Schema | bool) -> str:
 
 def fault(value: Any, schema: Schema) -> str:
     """What is wrong with a value, or an empty text."""
-    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
-    error = best_match(validator.iter_errors(value))
+    error = best_match(_validator()(schema, format_checker=_validator().FORMAT_CHECKER).iter_errors(value))
     return f"{error.json_path}: {error.message}" if error else ""
+
+
+@cache
+def _validator() -> Any:
+    """jsonschema's, in two keywords nearer to the standard."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    return extend(Draft202012Validator, {"multipleOf": _multiple_of, "pattern": _pattern})
+
+
+def _multiple_of(validator: Any, factor: Any, value: Any, schema: Schema) -> Iterator[Exception]:
+    """In decimals, as they are written: jsonschema divides floats, and 0.07 is no multiple of 0.01 then."""
+    from jsonschema.exceptions import ValidationError
+
+    if not validator.is_type(value, "number"):
+        return
+    if not math.isfinite(value) or Fraction(str(value)) % Fraction(str(factor)):
+        yield ValidationError(f"{value!r} is not a multiple of {factor}")
+
+
+def _pattern(validator: Any, pattern: str, value: Any, schema: Schema) -> Iterator[Exception]:
+    r"""\w and \d are ASCII in JSON Schema (ECMA-262), and \s is not; Python has all of them one way or the
+    other."""
+    from jsonschema.exceptions import ValidationError
+
+    if not validator.is_type(value, "string"):
+        return
+    if not re.search(pattern, value) and not re.search(pattern, value, re.ASCII):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
 
 
 def _grammar_fault(text: str, rule: Constraint) -> str:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from studiolo.language.engines.completer import Constraint
+from studiolo.language.engines.soundness import loophole, mended
 from studiolo.language.errors import InvalidRequestError, UnsupportedError, UpstreamError
 
 _ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -20,8 +21,8 @@ _ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separato
 def lark(constraint: Constraint) -> str:
     """The constraint as a grammar in llguidance's dialect of Lark, for an engine to decode under.
 
-    JSON Schemas go in as they are: llguidance enforces every keyword that it accepts, and refuses the rest.
-    The JSON comes on one line, unless the schema has an "x-guidance" of its own.
+    llguidance enforces every keyword of a JSON Schema that it accepts, and refuses the rest; for the
+    exceptions see `soundness`. The JSON comes on one line, unless the schema's "x-guidance" says otherwise.
 
     Raises:
         InvalidRequestError: nothing can match, or the rule is not of its kind's form.
@@ -40,11 +41,13 @@ def lark(constraint: Constraint) -> str:
 
 
 def problem(constraint: Constraint) -> str:
-    """Why llguidance refuses the constraint, in a line; empty if it does not.
+    """Why the constraint cannot be enforced, in a line; empty if it can.
 
     Raises:
         InvalidRequestError: nothing can match.
     """
+    if constraint.kind == "json" and (found := loophole(constraint.rule)):
+        return found
     try:
         told = _told_of(_written(constraint))
     except ValueError as error:  # GBNF that cannot be translated
@@ -64,7 +67,7 @@ def _written(constraint: Constraint) -> str:
         case "json":
             if rule is False:
                 raise InvalidRequestError("the schema is false: nothing matches it")
-            schema = {} if rule in (True, None) else rule
+            schema = {} if rule in (True, None) else mended(rule)
             return f"start: %json {json.dumps({'x-guidance': _ONE_LINE} | schema)}"
         case "choice":
             if not rule:
