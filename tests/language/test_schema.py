@@ -10,6 +10,7 @@ import pytest
 
 from studiolo.language.conversation import Format, FormatKind
 from studiolo.language.decoding.answer import first_characters
+from studiolo.language.decoding.forms import call_schema
 from studiolo.language.decoding.schema import (
     check_answer,
     constraint,
@@ -17,7 +18,6 @@ from studiolo.language.decoding.schema import (
     fault,
     normalised,
 )
-from studiolo.language.decoding.tools import call_schema
 from studiolo.language.engines.completer import Constraint
 from studiolo.language.engines.constraints import lark, matcher
 from studiolo.language.errors import InvalidRequestError, UnsupportedError, UpstreamError

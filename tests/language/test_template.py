@@ -23,8 +23,8 @@ from studiolo.language.conversation import (
     model,
     user,
 )
+from studiolo.language.decoding import forms, turns
 from studiolo.language.decoding import tools as tool_plans
-from studiolo.language.decoding import turns
 from studiolo.language.decoding.template import ChatTemplate, Vault, token_ids
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
@@ -42,9 +42,7 @@ def segments(
 ) -> list[tuple[str, bool]]:
     template, vault = ChatTemplate(source, NAMES), Vault()
     hidden = vault.hide(system, wanted=True) if system else None
-    made = turns.messages(
-        contents, hidden, vault, takes_system=template.takes_system, takes_tools=template.takes_tools
-    )
+    made = turns.messages(contents, hidden, vault, takes_system=template.takes_system, form=template.form)
     declared = tool_plans.declarations(tools, vault) if tools else None
     return template.render(made, vault, tools=declared, thinking=thinking)
 
@@ -110,7 +108,7 @@ def test_calls_and_results_are_written_as_the_template_wants_them():
     ]
     parameters = {"name": "weather", "description": WEATHER.description, "parameters": WEATHER.parameters}
     tools = [{"type": "function", "function": parameters}]
-    assert ChatTemplate(families.HERMES).takes_tools
+    assert ChatTemplate(families.HERMES).form == forms.HERMES
     theirs = by_transformers(families.HERMES, messages, tools=tools)
     assert text(families.HERMES, CALLED, tools=(WEATHER,)) == theirs
     assert "<think>\nI look it up.\n</think>" in theirs
@@ -118,7 +116,7 @@ def test_calls_and_results_are_written_as_the_template_wants_them():
 
 @pytest.mark.parametrize("source", [CHATML, families.GEMMA, families.OTHER_TOOLS, None])
 def test_calls_are_written_in_tags_where_the_template_knows_no_such_form(source):
-    assert not ChatTemplate(source, NAMES).takes_tools
+    assert ChatTemplate(source, NAMES).form == forms.EMULATED
     written = text(source, CALLED)
     assert "Let me see.\n<tool_call>\n" + turns.call_text(CALLED[1].calls[0]) + "\n</tool_call>" in written
     assert "<tool_response>\nso\n</tool_response>" in written

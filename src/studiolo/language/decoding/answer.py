@@ -8,14 +8,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from studiolo.language.conversation import Delta, FinishReason, Part, Text, Thought, TokenLogprob
+from studiolo.language.conversation import Call, Delta, FinishReason, Part, Text, Thought, TokenLogprob
 from studiolo.language.decoding import schema as schemas
 from studiolo.language.decoding.clusters import Smoother
 from studiolo.language.decoding.schema import Schema
 from studiolo.language.decoding.template import inner_ids
 from studiolo.language.decoding.thinking import Channel, ThoughtPlan
 from studiolo.language.decoding.tools import MAX_CALLS, ToolPlan
-from studiolo.language.decoding.turns import CALL_CLOSE, CALL_OPEN
 from studiolo.language.engines.completer import Completer, Completion, Constraint, Piece, Sampling, Tokens
 from studiolo.language.errors import UpstreamError
 
@@ -114,10 +113,12 @@ class Answer:
     async def _answer(self) -> AsyncGenerator[Delta]:
         tools, rule = self._wanted.tools, self._wanted.constraint
         if tools is not None and tools.forced:
-            self._force(f"{CALL_OPEN}\n")
+            self._force(tools.form.openings[0] + tools.form.behind)
             steps = self._calls(tools)
         elif tools is None or rule is None:
             steps = self._words(tools, rule)
+        elif not tools.form.grammatical:
+            steps = self._calls_or_words(tools, rule)
         elif rule.kind == "json":
             steps = self._calls_or_json(tools, rule)
         else:
@@ -128,7 +129,8 @@ class Answer:
 
     async def _words(self, tools: ToolPlan | None, rule: Constraint | None) -> AsyncGenerator[Delta]:
         """Text as it comes; if the model opens a call, the calls. White space before a call is left out."""
-        stop = (*self._wanted.stop, CALL_OPEN) if tools else self._wanted.stop
+        openings = tools.form.openings if tools else ()
+        stop = (*self._wanted.stop, *openings)
         smoother, blank = Smoother(), ""
         async with aclosing(self._complete(self._left, stop=stop, rule=rule, logprobs=True)) as pieces:
             async for piece in pieces:
@@ -136,47 +138,86 @@ class Answer:
                 blank = text if tools and text.isspace() else ""
                 if (text and not blank) or piece.logprobs:
                     yield self._text("" if blank else text, piece.logprobs)
-        text, run = blank + smoother.end(), self._run
-        called = tools is not None and run.stop == CALL_OPEN
-        if text and not (called and text.isspace()):
-            yield self._text(text)
-        if tools is not None and called:
-            self._go_on(tag=CALL_OPEN, behind="\n")
-            async with aclosing(self._calls(tools)) as calls:
-                async for delta in calls:
-                    yield delta
+        text, met = blank + smoother.end(), self._run.stop
+        if tools is None or met not in openings:
+            if text:
+                yield self._text(text)
+            yield self._finish(rule)
             return
-        yield self._finish(rule)
+        if called := tools.form.tagged or not self._run.text.strip():
+            steps = self._calls(tools)
+        else:  # what looks like an opening is just more words
+            text += met or ""
+            steps = self._words(None, rule)
+        if text and not text.isspace():
+            yield self._text(text)
+        self._go_on(tag=met or "", behind=tools.form.behind if called else "")
+        async with aclosing(steps):
+            async for delta in steps:
+                yield delta
 
     def _text(self, text: str, logprobs: tuple[TokenLogprob, ...] = ()) -> Delta:
         return Delta(candidate=self._candidate, part=Text(text=text) if text else None, logprobs=logprobs)
 
     async def _calls(self, tools: ToolPlan) -> AsyncGenerator[Delta]:
-        """Calls, one after another, from behind an opening tag; each comes out whole."""
-        for _ in range(MAX_CALLS if tools.parallel else 1):
-            async with aclosing(self._complete(self._left, rule=tools.constraint)) as pieces:
-                async for _ in pieces:
-                    pass
-            if self._run.end == "length" or not self._run.text:
+        """Calls, one after another, from behind an opening; each comes out whole."""
+        several = tools.parallel and tools.form.several
+        for index in range(MAX_CALLS if several else 1):
+            made = await self._call(tools, index)
+            if not made:
                 yield self._cut_off("inside a function call")
                 return
-            yield self._part(tools.call(self._run.text))
-            self._go_on(behind=f"\n{CALL_CLOSE}")
-            if not tools.parallel or not self._left or not await self._another():
+            for call in made:
+                yield self._part(call)
+            self._go_on(behind=tools.form.close)
+            if not several or not self._left or not await self._another(tools):
                 break
         yield Delta(candidate=self._candidate, finish=FinishReason.STOP)
 
-    async def _another(self) -> bool:
-        """Whether the model opens one more call, rather than end its turn or say something."""
-        longest = min(self._left, len(CALL_OPEN) + 4)  # white space before it
-        async with aclosing(self._complete(longest, stop=(CALL_OPEN,))) as pieces:
+    async def _call(self, tools: ToolPlan, index: int) -> list[Call]:
+        """What comes behind one opening; nothing if it was cut off."""
+        name = None
+        if tools.form.apart:
+            name = await self._name(tools)
+            if name is None:
+                return []
+            self._go_on(behind=tools.form.between(index))
+        await self._through(self._complete(self._left, rule=tools.constraint(name)))
+        if self._run.end == "length" or not self._run.text:
+            return []
+        return tools.calls((name or "") + self._run.text)
+
+    async def _name(self, tools: ToolPlan) -> str | None:
+        """The name of the function that the model chooses; None if it was cut off.
+
+        The brace that begins the arguments goes along: it tells the end of a name from the beginning of a
+        longer one.
+        """
+        names = Constraint("choice", tuple(name + "{" for name in tools.schemas))
+        await self._through(self._complete(self._left, rule=names))
+        self._run.text = name = self._run.text.removesuffix("{")
+        return name if name in tools.schemas and self._run.end == "eos" else None
+
+    async def _another(self, tools: ToolPlan) -> bool:
+        """Whether the model opens a call now, rather than end its turn or say something."""
+        openings = tools.form.openings
+        longest = min(self._left, max(map(len, openings)) + 4)  # white space before it
+        async with aclosing(self._complete(longest, stop=openings)) as pieces:
             async for piece in pieces:
                 if piece.text.strip():
                     return False
-        if self._run.stop != CALL_OPEN or not self._left:
+        if self._run.stop is None or not self._left:
             return False
-        self._go_on(tag=CALL_OPEN, behind="\n")
+        self._go_on(tag=self._run.stop, behind=tools.form.behind)
         return True
+
+    async def _calls_or_words(self, tools: ToolPlan, rule: Constraint) -> AsyncGenerator[Delta]:
+        """The model is free to open a call; if it begins with anything else, that is forgotten, and it is
+        held to the rule. What is forgotten is counted, for it was made."""
+        called = await self._another(tools)
+        async with aclosing(self._calls(tools) if called else self._words(None, rule)) as steps:
+            async for delta in steps:
+                yield delta
 
     async def _calls_or_json(self, tools: ToolPlan, rule: Constraint) -> AsyncGenerator[Delta]:
         """The model chooses between the tag and the first character of an answer in JSON; then it is held to
@@ -184,17 +225,16 @@ class Answer:
 
         The chosen character is made again under the schema; it is counted, for it was made.
         """
-        first = Constraint("choice", (CALL_OPEN, *first_characters(rule.rule)))
-        longest = min(self._left, len(CALL_OPEN))  # no token has less than a byte
-        async with aclosing(self._complete(longest, rule=first)) as pieces:
-            async for _ in pieces:
-                pass
+        opening = tools.form.openings[0]
+        first = Constraint("choice", (opening, *first_characters(rule.rule)))
+        longest = min(self._left, len(opening))  # no token has less than a byte
+        await self._through(self._complete(longest, rule=first))
         if self._run.text not in first.rule or not self._left:
             yield self._cut_off("before the answer began")
             return
-        called = self._run.text == CALL_OPEN
+        called = self._run.text == opening
         if called:
-            self._go_on(behind="\n")
+            self._go_on(behind=tools.form.behind)
         async with aclosing(self._calls(tools) if called else self._words(None, rule)) as steps:
             async for delta in steps:
                 yield delta
@@ -202,18 +242,19 @@ class Answer:
     async def _calls_or_rule(self, tools: ToolPlan, rule: Constraint) -> AsyncGenerator[Delta]:
         """The same for choices and regular expressions, which can be joined with the tag into one."""
         either: Constraint
+        opening = tools.form.openings[0]
         if rule.kind == "choice":
-            either = Constraint("choice", (CALL_OPEN, *rule.rule))
+            either = Constraint("choice", (opening, *rule.rule))
         else:
-            either = Constraint("regex", f"(?:{re.escape(CALL_OPEN)})|(?:{rule.rule})")
+            either = Constraint("regex", f"(?:{re.escape(opening)})|(?:{rule.rule})")
         completion = self._complete(self._left, stop=self._wanted.stop, rule=either, logprobs=True)
         async with aclosing(completion) as pieces:
             told = [one async for piece in pieces for one in piece.logprobs]
-        if self._run.text != CALL_OPEN:
+        if self._run.text != opening:
             yield self._text(self._run.text, tuple(told))
             yield self._finish(rule)
             return
-        self._go_on(behind="\n")
+        self._go_on(behind=tools.form.behind)
         async with aclosing(self._calls(tools)) as calls:
             async for delta in calls:
                 yield delta
@@ -280,6 +321,13 @@ class Answer:
                 yield piece
         if run.end is None:
             raise UpstreamError("the engine broke off", where=self._completer.model, remedy="Try again.")
+
+    @staticmethod
+    async def _through(pieces: AsyncGenerator[Piece]) -> None:
+        """To the end of a completion, of which only the whole matters."""
+        async with aclosing(pieces):
+            async for _ in pieces:
+                pass
 
     def _count(self, made: int, thought: bool) -> None:
         if thought:

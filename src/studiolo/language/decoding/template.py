@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from studiolo.language.decoding import forms
+from studiolo.language.decoding.forms import Form
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
 Segment = tuple[str, bool]
@@ -145,7 +148,7 @@ class ChatTemplate:
     Attributes:
         takes_parts: texts must be lists of parts (models that see).
         takes_system: it has a place for a system instruction (else that is folded into the first user turn).
-        takes_tools: it declares tools, and writes calls as `<tool_call>` JSON `</tool_call>` (Hermes, Qwen).
+        form: how it writes calls; `forms.EMULATED` if it does not, or in a way that is not known.
         stop: texts at which an answer ends besides the model's own end of turn.
     """
 
@@ -158,7 +161,7 @@ class ChatTemplate:
         self.takes_parts = False
         self.takes_parts = source is not None and self._try_parts()
         self.takes_system = source is None or self._try_system()
-        self.takes_tools = source is not None and self._try_tools()
+        self.form = forms.EMULATED if source is None else self._try_tools()
 
     def render(
         self,
@@ -230,19 +233,32 @@ class ChatTemplate:
         except InvalidRequestError:
             return False
 
-    def _try_tools(self) -> bool:
-        """Whether a call that was made, and its result, come out in the form that we would have it
-        written."""
+    def _try_tools(self) -> Form:
+        """The form in which a call that was made, and its result, come out."""
         for arguments in (_as_object, _as_text):
             self._arguments = arguments
-            try:
-                text = self._render([self._ready(message) for message in _PROBE], [_PROBE_TOOL], None)
-            except InvalidRequestError:
-                continue
-            if _is_hermes(text):
-                return True
+            for inline in (False, True):
+                form = forms.recognised(self._tried(_probe(inline)), self._between_turns())
+                if form is not None:
+                    return replace(form, inline=inline, words=self._words_go_before(inline))
         self._arguments = _as_object
-        return False
+        return forms.EMULATED
+
+    def _tried(self, messages: list[Message]) -> str:
+        """The prompt of messages about the probing function; empty if the template refuses them."""
+        try:
+            return self._render([self._ready(message) for message in messages], [_PROBE_TOOL], None)
+        except InvalidRequestError:
+            return ""
+
+    def _between_turns(self) -> str:
+        """What comes behind a turn of the user's, up to where the model's words begin."""
+        return self._tried([_said("user", "hello-there")]).rpartition("hello-there")[2]
+
+    def _words_go_before(self, inline: bool) -> bool:
+        """Whether words that go before a call are written, and before it."""
+        text = self._tried(_probe(inline, forms.PROBE_WORDS))
+        return 0 <= text.find(forms.PROBE_WORDS) < text.find(forms.PROBE_NAME)
 
 
 # --- how transformers compiles templates -------------------------------------------------------------------
@@ -324,27 +340,21 @@ _PROBE_TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A value."}}},
     },
 }
-_PROBE: list[Message] = [
-    _said("user", "hello-there"),
-    {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "probe_call", "arguments": {"x": "y"}}}
-        ],
-    },
-    {"role": "tool", "name": "probe_call", "tool_call_id": "c1", "content": "it-returned"},
-]
-_HERMES = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 
 
-def _is_hermes(text: str) -> bool:
-    if "probe_function" not in text or "it-returned" not in text:
-        return False
-    for match in _HERMES.finditer(text):
-        try:
-            if json.loads(match[1]) == {"name": "probe_call", "arguments": {"x": "y"}}:
-                return True
-        except ValueError:  # an example within the template's own instruction
-            continue
-    return False
+def _probe(inline: bool, words: str = "") -> list[Message]:
+    """A call and its result, that goes into the same message or has one of its own."""
+    function = {"name": forms.PROBE_NAME, "arguments": forms.PROBE_ARGUMENTS}
+    called = {**_said("assistant", words), "tool_calls": [_call(function)]}
+    if inline:
+        result = {"name": forms.PROBE_NAME, "response": forms.PROBE_RESULT}
+        return [_said("user", "hello-there"), {**called, "tool_responses": [result]}]
+    result = {"name": forms.PROBE_NAME, "tool_call_id": _PROBE_ID}
+    return [_said("user", "hello-there"), called, _said("tool", forms.PROBE_RESULT) | result]
+
+
+def _call(function: dict[str, Any]) -> dict[str, Any]:
+    return {"id": _PROBE_ID, "type": "function", "function": function}
+
+
+_PROBE_ID = "call00000"  # nine letters and digits, as Mistral's templates demand

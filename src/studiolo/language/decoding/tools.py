@@ -1,26 +1,26 @@
 """Functions that a model may call: how they are told to it, and what its calls are held to.
 
-Calls are written as `<tool_call>` {"name": ..., "arguments": {...}} `</tool_call>`: the form of Hermes and
-Qwen. Templates that know this form declare the tools themselves; for all others (no tools in the template, or
-another way to write them) the tools are described in the system text and the same form is asked for. Between
-the tags the model is held to one of the declared functions with arguments of its schema, so that a call is
-sound whenever it is whole.
+Calls are written in one of the forms of `forms`. Where it is the template's own, the template declares the
+functions; else they are described in the system text. Once a call is opened, the model is held to one of the
+declared functions with arguments of its schema, so that a call is sound whenever it is whole.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from studiolo.language.conversation import Call, Request, Tool, ToolMode
+from studiolo.language.conversation import Call, Format, FormatKind, Request, Tool, ToolMode
 from studiolo.language.decoding import schema as schemas
+from studiolo.language.decoding.forms import EMULATED, Form
 from studiolo.language.decoding.schema import Schema
 from studiolo.language.decoding.template import Vault
-from studiolo.language.decoding.turns import CALL_CLOSE, CALL_OPEN
 from studiolo.language.engines.completer import Constraint
-from studiolo.language.errors import InvalidRequestError, UpstreamError
+from studiolo.language.engines.constraints import problem
+from studiolo.language.errors import InvalidRequestError, UnsupportedError, UpstreamError
 
 MAX_CALLS = 32
 """Calls of one turn; a small model may not know where to end."""
@@ -35,28 +35,34 @@ class ToolPlan:
         schemas: of each one's arguments, normalised, by name.
         forced: a call is to come, whatever the model thinks.
         parallel: several may come.
+        form: how they are written.
     """
 
     tools: tuple[Tool, ...]
     schemas: dict[str, Schema]
     forced: bool
     parallel: bool
+    form: Form = EMULATED
 
-    @property
-    def constraint(self) -> Constraint:
-        """What stands between the tags."""
-        return Constraint("json", call_schema(self.schemas))
+    def constraint(self, name: str | None = None) -> Constraint:
+        """What stands behind an opening; behind the name, where that is chosen before.
 
-    def call(self, text: str) -> Call:
-        """What was written between the tags.
+        Raises:
+            UnsupportedError: the form cannot express a function's parameters.
+        """
+        held = self.schemas if name is None else {name: self.schemas[name]}
+        return self.form.constraint(held, MAX_CALLS if self.parallel else 1)
+
+    def calls(self, text: str) -> list[Call]:
+        """What was written behind an opening.
 
         Raises:
             UpstreamError: the engine did not hold the model to the constraint.
         """
         try:
-            said = json.loads(text)
-            name, arguments = said["name"], said["arguments"]
-            wrong = schemas.fault(arguments, self.schemas[name])
+            made = self.form.read(text)
+            faults = [schemas.fault(arguments, self.schemas[name]) for name, arguments in made]
+            wrong = next(filter(None, faults), "")
         except (ValueError, KeyError, TypeError) as error:
             wrong = repr(error)
         if wrong:
@@ -65,7 +71,10 @@ class ToolPlan:
                 where="tools",
                 remedy="Try again; if it comes again, report it with the tools.",
             )
-        return Call(name=name, arguments=arguments, id=f"call_{uuid.uuid4().hex[:16]}")
+        return [
+            Call(name=name, arguments=arguments, id=f"call_{uuid.uuid4().hex[:16]}")
+            for name, arguments in made
+        ]
 
 
 def plan(request: Request, keywords: frozenset[str] | None = None) -> ToolPlan | None:
@@ -100,6 +109,23 @@ def plan(request: Request, keywords: frozenset[str] | None = None) -> ToolPlan |
     return ToolPlan(tools, arguments, choice.mode is ToolMode.ANY, choice.parallel)
 
 
+def fits(form: Form, plan: ToolPlan | None, wanted: Format) -> bool:
+    """Whether a request's functions, and an answer of the wanted form beside them, can be had in this form of
+    calls."""
+    if plan is None:
+        return True
+    if not form.tagged and not plan.forced and wanted.kind is not FormatKind.TEXT:
+        return False
+    try:
+        return not any(problem(replace(plan, form=form).constraint(name)) for name in _steps(form, plan))
+    except UnsupportedError:
+        return False
+
+
+def _steps(form: Form, plan: ToolPlan) -> Sequence[str | None]:
+    return list(plan.schemas) if form.apart else [None]
+
+
 def _arguments(tool: Tool, keywords: frozenset[str] | None) -> Schema:
     """The schema of a tool's arguments; none declared means none allowed."""
     where = f"tools.{tool.name}.parameters"
@@ -119,39 +145,6 @@ def _arguments(tool: Tool, keywords: frozenset[str] | None) -> Schema:
         schema.setdefault("properties", {})
     schemas.enforceable(schema, keywords, where=where)
     return schema
-
-
-def call_schema(arguments: dict[str, Schema]) -> Schema:
-    """The schema of one call to one of the functions. Their own references are led to where they lie now."""
-    calls: list[Schema] = []
-    definitions: dict[str, Schema] = {}
-    for index, (name, schema) in enumerate(arguments.items()):
-        held = schema
-        if any("$ref" in inner for _, inner in schemas.walk(schema, "")):
-            definitions[f"f{index}"] = _moved(schema, f"#/$defs/f{index}")
-            held = {"$ref": f"#/$defs/f{index}"}
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": name}, "arguments": held},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    whole: Schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {**whole, "$defs": definitions} if definitions else whole
-
-
-def _moved(value: Any, root: str) -> Any:
-    """A schema whose references to its own root lead to `root`."""
-    if isinstance(value, list):
-        return [_moved(item, root) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: root + item[1:] if key == "$ref" and isinstance(item, str) else _moved(item, root)
-        for key, item in value.items()
-    }
 
 
 def declarations(tools: tuple[Tool, ...], vault: Vault) -> list[dict[str, Any]]:
@@ -176,8 +169,8 @@ def instruction(plan: ToolPlan, vault: Vault) -> str:
     return (
         f"You may call {number} to help with the user's request. The functions, one a line:\n"
         + "\n".join(lines)
-        + f"\nTo call a function, write its name and arguments as JSON:\n{CALL_OPEN}\n"
-        + f'{{"name": "function name", "arguments": {{"parameter": "value"}}}}\n{CALL_CLOSE}\n'
+        + f"\nTo call a function, write its name and arguments as JSON:\n{EMULATED.openings[0]}\n"
+        + f'{{"name": "function name", "arguments": {{"parameter": "value"}}}}{EMULATED.close}\n'
         + ("Call one now." if plan.forced else "If no function is of help, answer in words.")
     )
 

@@ -7,34 +7,44 @@ from collections.abc import Sequence
 from typing import Any
 
 from studiolo.language.conversation import Call, CallResult, Content, Data, FileRef, Part, Role, Text
+from studiolo.language.decoding.forms import Form
 from studiolo.language.decoding.template import Message, Vault
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
-CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 RESULT_OPEN, RESULT_CLOSE = "<tool_response>", "</tool_response>"
 
 
 def messages(
-    contents: Sequence[Content], system: str | None, vault: Vault, *, takes_system: bool, takes_tools: bool
+    contents: Sequence[Content], system: str | None, vault: Vault, *, takes_system: bool, form: Form
 ) -> list[Message]:
     """The messages, with all that was said hidden in `vault`.
 
     Turns of one speaker that follow each other are one message, with an empty line between (many templates
     demand that speakers alternate). A system text (hidden already where it must be) goes into the first user
-    turn if there is no other place for it. Calls and results are `tool_calls` and messages of role "tool" if
-    the template takes tools, else they are written out in tags. Thoughts are passed as `reasoning_content`,
-    for the templates that want the last turn's back.
+    turn if there is no other place for it. Calls and results are `tool_calls` and messages of role "tool" (or
+    `tool_responses`) if the form is the template's own, else they are written out in tags. Thoughts are
+    passed as `reasoning_content`, for the templates that want the last turn's back.
+
+    To templates, calls have ids of nine letters and digits in the order of the conversation, whatever their
+    ids are to others: Mistral's want it so, and one conversation is one prompt, which the engine may have in
+    its cache.
 
     Raises:
         InvalidRequestError: no turns, an empty turn, the first or last turn is not the user's, or a result
             without call.
-        UnsupportedError: media.
+        UnsupportedError: media; words beside calls, which the form has no place for.
     """
     _check(contents)
     made: list[Message] = []
+    numbers = _Numbers()
     for content in contents:
-        turn = _model if content.role is Role.MODEL else _user
-        for message in turn(content, vault, takes_tools):
+        if content.role is Role.MODEL:
+            said = _model(content, vault, form, numbers)
+        elif form.native:
+            said = _returned(content, vault, form, numbers, made[-1] if made else {})
+        else:
+            said = _user(content, vault)
+        for message in said:
             _add(made, message)
     if system and takes_system:
         made.insert(0, {"role": "system", "content": system})
@@ -96,51 +106,89 @@ def _add(made: list[Message], message: Message) -> None:
     last.update(message, content="\n\n".join(texts))
 
 
-def _user(content: Content, vault: Vault, takes_tools: bool) -> list[Message]:
-    results = [part for part in content.parts if isinstance(part, CallResult)]
+class _Numbers:
+    """The ids of calls within a prompt."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, Call]] = []
+        self._count = 0
+
+    def of_call(self, call: Call) -> str:
+        self._waiting.append((self._new(), call))
+        return self._waiting[-1][0]
+
+    def of_result(self, result: CallResult) -> str:
+        """The id of the call that it answers: that of its own id, else the first of its name."""
+        for same in (
+            lambda call: bool(call.id) and call.id == result.id,
+            lambda call: call.name == result.name,
+        ):
+            for number, call in self._waiting:
+                if same(call):
+                    self._waiting.remove((number, call))
+                    return number
+        return self._new()
+
+    def _new(self) -> str:
+        self._count += 1
+        return f"call{self._count:05d}"
+
+
+def _returned(
+    content: Content, vault: Vault, form: Form, numbers: _Numbers, before: Message
+) -> list[Message]:
+    """A turn of the user's with its results in the template's own form."""
+    made: list[Message] = []
+    for result in _results(content):
+        text = vault.hide(result_text(result.result), wanted=True)
+        number = numbers.of_result(result)
+        if form.inline and "tool_calls" in before:
+            before.setdefault("tool_responses", []).append({"name": result.name, "response": text})
+        else:
+            made.append({"role": "tool", "name": result.name, "tool_call_id": number, "content": text})
     said = vault.hide(content.text, wanted=True)
-    if takes_tools:
-        made = [
-            {
-                "role": "tool",
-                "name": result.name,
-                "tool_call_id": result.id,
-                "content": vault.hide(result_text(result.result), wanted=True),
-            }
-            for result in results
-        ]
-        return [*made, {"role": "user", "content": said}] if said else made
+    return [*made, {"role": "user", "content": said}] if said else made
+
+
+def _user(content: Content, vault: Vault) -> list[Message]:
+    said = vault.hide(content.text, wanted=True)
     tagged = [
         f"{RESULT_OPEN}\n{vault.hide(result_text(result.result), wanted=True)}\n{RESULT_CLOSE}"
-        for result in results
+        for result in _results(content)
     ]
     return [{"role": "user", "content": "\n".join([*tagged, said] if said else tagged)}]
 
 
-def _model(content: Content, vault: Vault, takes_tools: bool) -> list[Message]:
+def _results(content: Content) -> list[CallResult]:
+    return [part for part in content.parts if isinstance(part, CallResult)]
+
+
+def _model(content: Content, vault: Vault, form: Form, numbers: _Numbers) -> list[Message]:
     said = vault.hide(content.text, wanted=True)
     message: Message = {"role": "assistant", "content": said}
     if content.thoughts:
         message["reasoning_content"] = vault.hide(content.thoughts)
-    if content.calls and takes_tools:
-        message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": vault.hide_json(call.arguments)},
-            }
-            for call in content.calls
-        ]
+    if content.calls and form.native:
+        if said and not form.words:
+            raise UnsupportedError("the model's template has no place for words beside calls")
+        message["tool_calls"] = [_call(call, vault, numbers) for call in content.calls]
     elif content.calls:
-        tagged = [
-            f"{CALL_OPEN}\n{vault.hide(call_text(call), wanted=True)}\n{CALL_CLOSE}" for call in content.calls
-        ]
+        tagged = [_tagged(call, vault, form) for call in content.calls]
         message["content"] = "\n".join([said, *tagged] if said else tagged)
     return [message] if message["content"] or "tool_calls" in message else []
 
 
+def _call(call: Call, vault: Vault, numbers: _Numbers) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": vault.hide_json(call.arguments)}
+    return {"id": numbers.of_call(call), "type": "function", "function": function}
+
+
+def _tagged(call: Call, vault: Vault, form: Form) -> str:
+    return f"{form.openings[0]}\n{vault.hide(call_text(call), wanted=True)}{form.close}"
+
+
 def call_text(call: Call) -> str:
-    """A call as models write it."""
+    """A call as models write it, without the tags."""
     return json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False)
 
 

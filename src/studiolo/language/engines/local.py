@@ -6,10 +6,13 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import NamedTuple
 
 from studiolo.language.conversation import Delta, GenerationConfig, Request, Usage
 from studiolo.language.decoding import schema, thinking, tools, turns
 from studiolo.language.decoding.answer import Answer, Wanted, seeded
+from studiolo.language.decoding.forms import EMULATED, Form
 from studiolo.language.decoding.template import ChatTemplate, Segment, Vault, token_ids
 from studiolo.language.decoding.tools import ToolPlan
 from studiolo.language.engines.base import Capabilities
@@ -17,6 +20,14 @@ from studiolo.language.engines.completer import Completer, Sampling, Tokens
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
 MAX_CANDIDATES = 16
+
+
+class Prompt(NamedTuple):
+    """A request's prompt, whether a thought is open at its end, and how calls are written in it."""
+
+    tokens: Tokens
+    think: bool
+    form: Form
 
 
 class LocalEngine:
@@ -100,7 +111,7 @@ class LocalEngine:
                 where="config.format",
                 remedy="Demand a call, leave the functions out, or give a schema or a regular expression.",
             )
-        prompt, think = self._prompt(request, allowed)
+        prompt, think, form = self._prompt(request, allowed)
         max_tokens = config.max_tokens or able.max_output or able.context
         room = min(max_tokens, able.context - len(prompt))
         if room <= 0:
@@ -117,7 +128,7 @@ class LocalEngine:
             stop=(*config.stop, *self._template.stop),
             channel=self._channel,
             thought=thinking.plan(config.thinking, room=room) if think else thinking.ThoughtPlan(0),
-            tools=allowed,
+            tools=replace(allowed, form=form) if allowed else None,
             constraint=constraint,
             logprobs=config.logprobs,
         )
@@ -125,32 +136,40 @@ class LocalEngine:
     def _tools(self, request: Request) -> ToolPlan | None:
         return tools.plan(request, self._completer.schema_keywords)
 
-    def _prompt(self, request: Request, allowed: ToolPlan | None) -> tuple[Tokens, bool]:
-        """The prompt's tokens, and whether a thought is open at its end."""
+    def _prompt(self, request: Request, allowed: ToolPlan | None) -> Prompt:
         think = thinking.wished(request.config.thinking)
-        segments = self._render(request, allowed, think)
+        segments, form = self._written(request, allowed, think)
         if think is None:
             think = thinking.thinks_by_itself(self._channel, segments)
         opening = thinking.opening(segments, self._channel, think=think)
         if opening:
             segments = [*segments, (opening, True)]
-        return token_ids(segments, self._completer.tokenize), think
+        return Prompt(token_ids(segments, self._completer.tokenize), think, form)
 
-    def _render(self, request: Request, allowed: ToolPlan | None, think: bool | None) -> list[Segment]:
+    def _written(
+        self, request: Request, allowed: ToolPlan | None, think: bool | None
+    ) -> tuple[list[Segment], Form]:
+        """The conversation in the template's own form of calls, if that can express it, else in the emulated
+        one."""
+        own = self._template.form
+        if own.native and tools.fits(own, allowed, request.config.format):
+            with suppress(InvalidRequestError):
+                return self._render(request, allowed, think, own), own
+        return self._render(request, allowed, think, EMULATED), EMULATED
+
+    def _render(
+        self, request: Request, allowed: ToolPlan | None, think: bool | None, form: Form
+    ) -> list[Segment]:
         vault, known = Vault(), self._template
         system = [vault.hide(request.system, wanted=True)] if request.system else []
-        if allowed and not known.takes_tools:
+        if allowed and not form.native:
             system.append(tools.instruction(allowed, vault))
         if think and not self._channel.native:
             system.append(thinking.INSTRUCTION)
         messages = turns.messages(
-            request.contents,
-            "\n\n".join(system),
-            vault,
-            takes_system=known.takes_system,
-            takes_tools=known.takes_tools,
+            request.contents, "\n\n".join(system), vault, takes_system=known.takes_system, form=form
         )
-        declared = tools.declarations(allowed.tools, vault) if allowed and known.takes_tools else None
+        declared = tools.declarations(allowed.tools, vault) if allowed and form.native else None
         return known.render(messages, vault, tools=declared, thinking=think)
 
     def _check(self, request: Request) -> None:
