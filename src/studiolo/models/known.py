@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from studiolo.models.facts import Facts, Format, Purpose, Value
+from studiolo.models.recommended import Recommended
 
 Digest = Field(pattern=r"^[0-9a-f]{64}$")
 
@@ -50,6 +51,7 @@ class Known(Value):
         files: what comes out of that, by relative path.
         facts: what the files say of themselves; None where they have not been seen.
         download: bytes to fetch, about; for entries without `wheels`.
+        sampling: what was found to do this model good; goes over what the files say.
     """
 
     title: str
@@ -62,6 +64,7 @@ class Known(Value):
     files: dict[str, File] = Field(default_factory=dict)
     facts: Facts | None = None
     download: int = 0
+    sampling: Recommended = Recommended()
 
     @model_validator(mode="after")
     def _whole(self) -> Known:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import fields, replace
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,10 +37,15 @@ class LocalEngine:
     Usage: `prompt` are the tokens of the request's prompt, once for all candidates, template and tools and an
     opened thought included; `thoughts` and `answer` are all that the completer made (see
     `decoding.thinking`), calls and what was made to decide on them counted to the answer.
+
+    Args:
+        recommended: how to draw where the request does not say. Its penalties are for free text alone: what
+            a schema or a call holds repeats its brackets and keys with reason.
     """
 
-    def __init__(self, completer: Completer) -> None:
+    def __init__(self, completer: Completer, recommended: Sampling = Sampling()) -> None:
         self._completer = completer
+        self._recommended = recommended
         self._template = ChatTemplate(completer.template, completer.special_tokens)
         self._channel = thinking.channel_of(self._template)
 
@@ -83,7 +89,11 @@ class LocalEngine:
 
     async def count_tokens(self, request: Request) -> int:
         """Tokens of the prompt as `generate` would read it."""
-        return len(self._prompt(request, self._tools(request))[0])
+        return len(self.prompt_tokens(request))
+
+    def prompt_tokens(self, request: Request) -> Tokens:
+        """The prompt as `generate` would read it."""
+        return self._prompt(request, self._tools(request))[0]
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         """One unit vector a text.
@@ -124,7 +134,7 @@ class LocalEngine:
             prompt=prompt,
             max_tokens=max_tokens,
             context=able.context,
-            sampling=_sampling(config),
+            sampling=self._sampling(config, free=constraint is None and allowed is None),
             stop=(*config.stop, *self._template.stop),
             channel=self._channel,
             thought=thinking.plan(config.thinking, room=room) if think else thinking.ThoughtPlan(0),
@@ -172,6 +182,16 @@ class LocalEngine:
         declared = tools.declarations(allowed.tools, vault) if allowed and form.native else None
         return known.render(messages, vault, tools=declared, thinking=think)
 
+    def _sampling(self, config: GenerationConfig, *, free: bool) -> Sampling:
+        """What the request says, and for the rest what is recommended."""
+        given = {item.name: getattr(config, item.name) for item in fields(Sampling)}
+        default = (
+            self._recommended
+            if free
+            else replace(self._recommended, presence_penalty=None, frequency_penalty=None)
+        )
+        return replace(default, **{name: value for name, value in given.items() if value is not None})
+
     def _check(self, request: Request) -> None:
         """Refuses what this engine would have to leave out."""
         config, able = request.config, self.capabilities
@@ -190,17 +210,6 @@ class LocalEngine:
                 )
         if "" in config.stop:
             raise InvalidRequestError("an empty stop text", where="config.stop", remedy="Leave it out.")
-
-
-def _sampling(config: GenerationConfig) -> Sampling:
-    return Sampling(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        seed=config.seed,
-        presence_penalty=config.presence_penalty,
-        frequency_penalty=config.frequency_penalty,
-    )
 
 
 def _usage(wanted: Wanted, answers: Sequence[Answer]) -> Usage:
