@@ -13,7 +13,7 @@ from studiolo.errors import StudioloError
 from studiolo.models import gguf
 from studiolo.models.facts import Value
 
-# GGUF's names for these: https://github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py, `general.sampling`.
+# As GGUF calls them: https://github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py, `general.sampling`.
 _OF_GGUF = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k"}
 
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import fields, replace
-from dataclasses import replace
 from typing import NamedTuple
 
 from studiolo.language.conversation import Delta, GenerationConfig, Request, Usage
