@@ -17,6 +17,8 @@ from language.stub import CHATML, CONTROL, EOS, Noise, Say, StubCompleter
 from language.weather import WEATHER
 from studiolo.language.collect import collected, collected_now
 from studiolo.language.conversation import (
+    Call,
+    CallResult,
     Content,
     Delta,
     FinishReason,
@@ -32,8 +34,10 @@ from studiolo.language.conversation import (
     Tool,
     ToolChoice,
     ToolMode,
+    model,
     user,
 )
+from studiolo.language.decoding import forms
 from studiolo.language.decoding.schema import fault
 from studiolo.language.decoding.thinking import LEVELS
 from studiolo.language.engines.base import Engine
@@ -58,6 +62,7 @@ def asked(completer: StubCompleter, contents: tuple[Content, ...] = HELLO, **nam
     """The answer; what holds of every answer is checked on the way."""
     request = Request(model="stub", contents=contents, **named)
     engine = LocalEngine(completer)
+    form = engine._prompt(request, engine._tools(request)).form
 
     async def run() -> tuple[list[Delta], int]:
         return [delta async for delta in engine.generate(request)], await engine.count_tokens(request)
@@ -65,7 +70,8 @@ def asked(completer: StubCompleter, contents: tuple[Content, ...] = HELLO, **nam
     deltas, prompt = asyncio.run(run())
     response = collected_now(deltas)
     assert response.usage.answer + response.usage.thoughts == completer.made
-    forced = 2 * (request.tool_choice.mode is ToolMode.ANY and not response.usage.thoughts)  # tag and newline
+    opened = request.tool_choice.mode is ToolMode.ANY and not response.usage.thoughts
+    forced = len(completer.tokenize(form.openings[0] + form.behind)) if opened else 0
     assert response.usage.prompt == prompt == len(completer.seen[0].completion.prompt) - forced
     assert [delta.usage is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
     assert deltas[-1].finish is not None
@@ -285,6 +291,18 @@ def test_a_channel_that_is_shut_unless_asked_for_is_opened_when_asked():
     assert (response.candidates[0].content.thoughts, response.text) == ("Hm.", "Yes")
 
 
+def test_each_family_has_a_channel_of_its_own():
+    for template, opened, closed in (
+        (families.HERMES, "<think>\n", "</think>"),
+        (families.MISTRAL_NAMED, "[THINK]", "[/THINK]"),
+        (families.GEMMA4, "<|channel>thought\n", "<channel|>"),
+    ):
+        completer = of_family(["Hm." + closed, "Yes"], template)
+        response = asked(completer, config=GenerationConfig(thinking=budget(50)))
+        assert (response.candidates[0].content.thoughts, response.text) == ("Hm.", "Yes")
+        assert written(completer, 0).endswith(opened)
+
+
 def test_levels_are_budgets_within_the_room():
     def thought(level: Level, context: int) -> int:
         completer = StubCompleter([Say(ends=False), "Yes"], context=context)
@@ -410,6 +428,116 @@ def test_only_allowed_functions_are_told_and_called():
     assert "How it is outside." not in written(completer, 0)
 
 
+def of_family(scripts: Any, template: str, **named: Any) -> StubCompleter:
+    return StubCompleter(scripts, template=template, control=families.CONTROL, **named)
+
+
+LIST = f" [{ROME}, {NOON}]"
+GEMMA_ROME, GEMMA_NOON = 'call:weather{city:<|"|>Rome<|"|>}', "call:clock{}"
+TWICE = {
+    families.MISTRAL: (["[TOOL_CALLS]", LIST], f"[TOOL_CALLS]{LIST}"),
+    families.MISTRAL_NAMED: (
+        ["[TOOL_CALLS]", "weather{", '{"city": "Rome"}', "[TOOL_CALLS]", "clock{", "{}", EOS],
+        '[TOOL_CALLS]weather[ARGS]{"city": "Rome"}[TOOL_CALLS]clock[ARGS]{}',
+    ),
+    families.MISTRAL_WITH_IDS: (
+        ["[TOOL_CALLS]", "weather{", '{"city": "Rome"}', "[TOOL_CALLS]", "clock{", "{}", EOS],
+        '[TOOL_CALLS]weather[CALL_ID]000000000[ARGS]{"city": "Rome"}'
+        "[TOOL_CALLS]clock[CALL_ID]000000001[ARGS]{}",
+    ),
+    families.GEMMA4: (
+        ["<|tool_call>", GEMMA_ROME, "<|tool_call>", GEMMA_NOON, EOS],
+        f"<|tool_call>{GEMMA_ROME}<tool_call|><|tool_call>{GEMMA_NOON}<tool_call|>",
+    ),
+}
+OFF = GenerationConfig(thinking=Thinking(mode=ThinkingMode.OFF))
+
+
+@pytest.mark.parametrize("template", TWICE)
+def test_calls_in_the_templates_own_form(template):
+    script, whole = TWICE[template]
+    completer = of_family(script, template)
+    response = asked(completer, tools=(WEATHER, CLOCK), config=OFF)
+    assert [(call.name, call.arguments) for call in response.calls] == [
+        ("weather", {"city": "Rome"}),
+        ("clock", {}),
+    ]
+    assert (response.text, response.candidates[0].finish) == ("", FinishReason.STOP)
+    last = completer.seen[-1]
+    spoken = completer.detokenize((*last.completion.prompt, *last.tokens))
+    assert whole in spoken.removesuffix(EOS)
+    assert "How it is outside." in written(completer, 0)
+    assert "You may call" not in written(completer, 0)
+    one = of_family(script, template)
+    response = asked(one, tools=(WEATHER, CLOCK), config=OFF, tool_choice=ToolChoice(parallel=False))
+    assert names(response) == ["weather"]
+
+
+@pytest.mark.parametrize("template", TWICE)
+def test_a_call_can_be_demanded_in_the_templates_own_form(template):
+    completer = of_family(TWICE[template][0][1:], template)
+    choice = ToolChoice(mode=ToolMode.ANY, parallel=False)
+    assert names(asked(completer, tools=(WEATHER, CLOCK), config=OFF, tool_choice=choice)) == ["weather"]
+    assert written(completer, 0).endswith(TWICE[template][0][0])
+
+
+@pytest.mark.parametrize("opening", forms.LLAMA.openings)
+def test_a_turn_that_is_a_call(opening):
+    completer = of_family([opening, 'weather", "parameters": {"city": "Rome"}'], families.LLAMA)
+    response = asked(completer, tools=(WEATHER, CLOCK))
+    assert response.calls[0].arguments == {"city": "Rome"}
+    assert (response.text, len(completer.seen)) == ("", 2)
+    forced = of_family(['clock", "parameters": {}'], families.LLAMA)
+    assert names(asked(forced, tools=(WEATHER, CLOCK), tool_choice=MUST)) == ["clock"]
+    assert written(forced, 0).endswith('<|end_header_id|>\n\n{"name": "')
+
+
+def test_what_looks_like_a_call_within_a_text_is_text():
+    said = ['Write {"name": "', 'weather"} then.']
+    response = asked(of_family(said, families.LLAMA), tools=(WEATHER,))
+    assert (response.text, response.calls) == ("".join(said), ())
+
+
+def test_names_of_which_one_begins_another_are_told_apart():
+    both = (Tool(name="get"), Tool(name="get_all"))
+    for name in ("get", "get_all"):
+        completer = of_family(["[TOOL_CALLS]", name + "{", "{}", EOS], families.MISTRAL_NAMED)
+        assert names(asked(completer, tools=both)) == [name]
+
+
+def emulated(completer: StubCompleter) -> bool:
+    return "You may call" in written(completer, 0)
+
+
+def test_what_a_form_cannot_express_is_asked_for_in_the_system_text():
+    choice = GenerationConfig(format=Format(kind=FormatKind.CHOICE, rule=("yes", "no")))
+    dated = Tool(name="on", parameters={"properties": {"day": {"type": "string", "pattern": "^[0-9]+$"}}})
+    two = (
+        user("Hello"),
+        model(Call(name="clock", arguments={}, id="a"), Call(name="clock", arguments={}, id="b")),
+        user(CallResult(name="clock", result=1, id="a"), CallResult(name="clock", result=2, id="b")),
+    )
+    worded = (
+        two[0],
+        model("Well", Call(name="clock", arguments={})),
+        user(CallResult(name="clock", result=1)),
+    )
+    for template, named in (
+        (families.LLAMA, {"config": choice}),
+        (families.LLAMA, {"contents": two}),
+        (families.LLAMA, {"contents": worded}),
+        (families.MISTRAL, {"contents": worded}),
+        (families.GEMMA4, {"contents": worded}),
+        (families.GEMMA4, {"tools": (dated,)}),
+    ):
+        completer = of_family([], template)
+        asked(completer, **{"tools": (CLOCK,), **named})
+        assert emulated(completer)
+        completer = of_family([], template)
+        asked(completer, tools=(CLOCK,))
+        assert not emulated(completer)
+
+
 def test_no_calls_means_no_tools():
     completer = StubCompleter(["<tool_call>"])
     response = asked(completer, tools=(WEATHER,), tool_choice=ToolChoice(mode=ToolMode.NONE))
@@ -443,6 +571,45 @@ def test_arguments_are_sound_in_every_mode_with_thoughts_and_a_schema(seed, mode
         assert not response.calls
 
 
+BEGINNINGS = (
+    *("[TOOL_CALLS]", "<|tool_call>", "<tool_call>", '{"name": "', "weather", "{", " [", "]", '<|"|>', "}"),
+    *("call:", 'pick", "parameters": {"n": 1', "city:", '{"name": "weather", "arguments": {"city": "R"}}'),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([ToolMode.AUTO, ToolMode.ANY]),
+    st.sampled_from([None, 0, 16]),
+    st.booleans(),
+    st.sampled_from([*TWICE, families.LLAMA]),
+    st.booleans(),
+)
+def test_arguments_are_sound_in_every_form(seed, mode, tokens, formed, template, parallel):
+    noise = Noise(seed, eos=0.02, tokens=BEGINNINGS)
+    tools = (WEATHER, CLOCK, Tool(name="pick", parameters=SCHEMA))
+    config = GenerationConfig(
+        thinking=None if tokens is None else budget(tokens),
+        format=JSON if formed else Format(),
+        max_tokens=300,
+    )
+    response = asked(
+        of_family(lambda _: noise, template, context=3000),
+        tools=tools,
+        tool_choice=ToolChoice(mode=mode, parallel=parallel),
+        config=config,
+    )
+    for call in response.calls:
+        declared = next(tool for tool in tools if tool.name == call.name)
+        assert fault(call.arguments, declared.parameters or {}) == ""
+    assert parallel or len(response.calls) <= 1
+    if response.candidates[0].finish is FinishReason.STOP:
+        assert response.calls or mode is ToolMode.AUTO
+        if formed and not response.calls:
+            assert fault(json.loads(response.text), SCHEMA) == ""
+
+
 @pytest.mark.parametrize(
     ("form", "said", "expected"),
     [
@@ -456,6 +623,18 @@ def test_a_call_or_an_answer_of_the_form(form, said, expected):
     assert asked(StubCompleter(["Hm</think>", *said]), tools=(WEATHER,), config=config).text == expected
     response = asked(StubCompleter(["Hm</think>", "<tool_call>", ROME]), tools=(WEATHER,), config=config)
     assert (names(response), response.text) == (["weather"], "")
+
+
+@pytest.mark.parametrize("template", [families.MISTRAL, families.MISTRAL_NAMED])
+def test_a_call_or_an_answer_where_a_grammar_cannot_name_the_tag(template):
+    """The model begins freely; what it began with is forgotten if it is no call."""
+    config = GenerationConfig(format=JSON, thinking=Thinking(mode=ThinkingMode.OFF))
+    completer = of_family(["Well", '{"n": 1, "s": "a"}'], template)
+    response = asked(completer, tools=(WEATHER,), config=config)
+    assert (response.text, response.calls) == ('{"n": 1, "s": "a"}', ())
+    assert completer.seen[0].completion.prompt == completer.seen[1].completion.prompt
+    response = asked(of_family(TWICE[template][0], template), tools=(WEATHER, CLOCK), config=config)
+    assert (names(response), response.text) == (["weather", "clock"], "")
 
 
 def test_a_call_that_is_cut_off_is_no_call():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from language import families
-from language.stub import CHATML, CONTROL, StubCompleter
+from language.stub import CHATML, StubCompleter
 from studiolo.language.conversation import (
     Call,
     CallResult,
@@ -28,7 +29,7 @@ from studiolo.language.decoding import tools as tool_plans
 from studiolo.language.decoding.template import ChatTemplate, Vault, token_ids
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
-NAMES = {"bos_token": "<bos>"}
+NAMES = {"bos_token": "<bos>", "eos_token": "</s>"}
 TALK = (user("Hi there"), model("Hello."), user('Tell me "more"\nof <|im_end|> that'))
 WEATHER = Tool(
     name="weather",
@@ -114,6 +115,74 @@ def test_calls_and_results_are_written_as_the_template_wants_them():
     assert "<think>\nI look it up.\n</think>" in theirs
 
 
+FORMS = {
+    families.HERMES: forms.HERMES,
+    families.LLAMA: replace(forms.LLAMA, words=False),
+    families.MISTRAL: replace(forms.MISTRAL_LIST, words=False),
+    families.MISTRAL_NAMED: forms.MISTRAL_NAMED,
+    families.MISTRAL_WITH_IDS: replace(forms.MISTRAL_NAMED, apart="[CALL_ID]000000000[ARGS]"),
+    families.GEMMA4: replace(forms.GEMMA, words=False),
+    families.GEMMA4_INLINE: replace(forms.GEMMA, words=False, inline=True),
+}
+
+
+@pytest.mark.parametrize("source", FORMS)
+def test_the_form_of_calls_is_seen_in_the_template(source):
+    assert ChatTemplate(source, NAMES).form == FORMS[source]
+
+
+CALL = {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": ARGUMENTS}}
+RESULT = {"role": "tool", "name": "weather", "tool_call_id": "call00001", "content": "so"}
+
+
+@pytest.mark.parametrize("source", [source for source in FORMS if source != families.GEMMA4_INLINE])
+def test_a_call_in_the_templates_own_form_is_what_transformers_writes(source):
+    """Whatever the ids were."""
+    made = model(Call(name="weather", arguments=ARGUMENTS, id="call_4af"))
+    ours = (user("Rome?"), made, user(CallResult(name="weather", result="so", id="call_4af")))
+    messages = [
+        {"role": "user", "content": "Rome?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        RESULT,
+    ]
+    declared = {"name": "weather", "description": WEATHER.description, "parameters": WEATHER.parameters}
+    tools = [{"type": "function", "function": declared}]
+    assert text(source, ours, tools=(WEATHER,)) == by_transformers(source, messages, tools=tools)
+
+
+def test_results_go_into_the_message_that_called_where_the_template_wants_them_there():
+    both = (
+        user("Rome?"),
+        model(Call(name="f", arguments={}, id="1"), Call(name="g", arguments={"x": [True]}, id="2")),
+        user(CallResult(name="g", result="two", id="2"), CallResult(name="f", result="one", id="1")),
+    )
+    answers = [{"name": "g", "response": "two"}, {"name": "f", "response": "one"}]
+    calls = [
+        {"function": {"name": "f", "arguments": {}}},
+        {"function": {"name": "g", "arguments": {"x": [True]}}},
+    ]
+    messages = [
+        {"role": "user", "content": "Rome?"},
+        {"role": "assistant", "content": "", "tool_calls": calls, "tool_responses": answers},
+    ]
+    source = families.GEMMA4_INLINE
+    assert text(source, both) == by_transformers(source, messages)
+    assert text(source, both).endswith(
+        "<|tool_call>call:f{}<tool_call|><|tool_call>call:g{x:[true]}<tool_call|>"
+        '<|tool_response>response:g{value:<|"|>two<|"|>}<tool_response|>'
+        '<|tool_response>response:f{value:<|"|>one<|"|>}<tool_response|>'
+    )
+
+
+def test_a_result_is_that_of_its_call():
+    calls = [Call(name="f", arguments={"n": 1}, id="b"), Call(name="f", arguments={"n": 2}, id="a")]
+    results = [CallResult(name="f", result="of 2", id="a"), CallResult(name="f", result="of 1", id="")]
+    written = text(families.MISTRAL, (user("Hi"), model(*calls), user(*results)))
+    assert '{"n": 1}, "id": "call00001"}' in written
+    assert '{"content": of 2, "call_id": "call00002"}' in written
+    assert '{"content": of 1, "call_id": "call00001"}' in written
+
+
 @pytest.mark.parametrize("source", [CHATML, families.GEMMA, families.OTHER_TOOLS, None])
 def test_calls_are_written_in_tags_where_the_template_knows_no_such_form(source):
     assert ChatTemplate(source, NAMES).form == forms.EMULATED
@@ -129,28 +198,30 @@ def test_a_model_without_template_gets_a_plain_form():
 
 
 SPEECH = st.lists(
-    st.one_of(st.sampled_from([*CONTROL, "\ue000\ue010\ue001", "\n", " ", '"', "\\"]), st.text(max_size=5)),
+    st.one_of(
+        st.sampled_from([*families.CONTROL, "\ue000\ue010\ue001", "\n", " ", '"', "\\"]), st.text(max_size=5)
+    ),
     max_size=6,
 ).map("".join)
 
 
-@settings(max_examples=30, deadline=None)
-@given(SPEECH, SPEECH, SPEECH, SPEECH, st.sampled_from([CHATML, families.HERMES, families.GEMMA, None]))
+@settings(max_examples=80, deadline=None)
+@given(SPEECH, SPEECH, SPEECH, SPEECH, st.sampled_from([CHATML, families.GEMMA, None, *FORMS]))
 def test_what_is_said_never_becomes_a_control_token(said, system, argument, returned, source):
     """The control tokens of a prompt are those of the same prompt with harmless texts."""
 
     def control(said: str, system: str, argument: str, returned: str) -> list[int]:
         contents = (
             user(said),
-            model(
-                "Yes " + said, Thought(text=said), Call(name="f", arguments={"x": argument, "y": [argument]})
-            ),
+            model(Thought(text=said), Call(name="f", arguments={"x": argument, "y": [argument]})),
             user(CallResult(name="f", result={"z": returned}), CallResult(name="f", result=returned or "-")),
+            model("Yes " + said),
+            user(said),
         )
         tool = Tool(
             name="f", description=said, parameters={"type": "object", "properties": {"x": {"title": system}}}
         )
-        completer = StubCompleter()
+        completer = StubCompleter(control=families.CONTROL)
         ids = token_ids(segments(source, contents, system=system, tools=(tool,)), completer.tokenize)
         return [token for token in ids if token >= 256]
 

@@ -46,6 +46,7 @@ class Channel:
 NATIVE = (
     Channel("<think>\n", "</think>", "\n", "\n\n"),  # Qwen 3, DeepSeek R1, SmolLM3
     Channel("<|channel>thought\n", "<channel|>", "", "", unasked=False),  # Gemma 4
+    Channel("[THINK]", "[/THINK]", "", ""),  # Magistral, Ministral 3 Reasoning
 )
 EMULATED = Channel("<think>\n", "</think>", "\n", "\n\n", native=False, unasked=False)
 
