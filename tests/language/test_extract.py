@@ -131,8 +131,7 @@ def test_smollm2_killed_and_gone_on_with(smollm2):
     env = os.environ | {"PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
-        while running.stderr.readline() != "Oslo.txt: done\n":
-            assert running.poll() is None
+        assert running.stderr.readline() == "Oslo.txt: done\n"
         running.kill()
     assert running.returncode == -signal.SIGKILL
     there = Path("out").read_text()

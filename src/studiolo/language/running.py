@@ -8,22 +8,34 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
-from typing import Any, TypeVar
+from concurrent import futures
+from typing import Any, Generic, TypeVar
+
+from studiolo.errors import StudioloError
 
 T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, done on the process's own loop; Ctrl-C cancels it there."""
-    future = asyncio.run_coroutine_threadsafe(work, _running_loop())
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
+    """The result of `work`, done on the process's own loop.
+
+    Ctrl-C cancels it there, and is raised when the work has come to its end; a second one does not wait.
+
+    Raises:
+        StudioloError: called by work on that loop, which would wait for itself.
+    """
+    loop = _running_loop()
+    if threading.current_thread() is _thread:
+        work.close()
+        raise StudioloError(
+            "a call that waits, within asynchronous work, would wait for itself",
+            remedy="Await the asynchronous form there, such as Chat.asend.",
+        )
+    return _Work(work, loop).result()
 
 
 def iterate(stream: AsyncGenerator[T]) -> Iterator[T]:
@@ -43,10 +55,51 @@ async def _next(stream: AsyncGenerator[T]) -> T:
     return await anext(stream)
 
 
+class _Work(Generic[T]):
+    """Work on a loop of another thread.
+
+    `asyncio.run_coroutine_threadsafe` does the same, but its future, once cancelled, does not tell when the
+    work has ended: it may still be cleaning up, and its stream cannot be closed until then.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
+        self._work, self._loop = work, loop
+        self._task: asyncio.Task[T] | None = None
+        self._ended: futures.Future[T] = futures.Future()
+        loop.call_soon_threadsafe(self._begin)
+
+    def result(self) -> T:
+        """Waits for it."""
+        try:
+            return self._ended.result()
+        except BaseException:
+            if not self._ended.done():
+                self._loop.call_soon_threadsafe(self._cancel)
+                futures.wait([self._ended])
+            raise
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self._ended.set_exception(futures.CancelledError())
+        elif error := task.exception():
+            self._ended.set_exception(error)
+        else:
+            self._ended.set_result(task.result())
+
+
 def _running_loop() -> asyncio.AbstractEventLoop:
-    global _loop
+    global _loop, _thread
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="studiolo-language", daemon=True).start()
+            _thread = threading.Thread(target=_loop.run_forever, name="studiolo-language", daemon=True)
+            _thread.start()
         return _loop
