@@ -31,7 +31,7 @@ import os, re, resource, signal
 from language.stub import Say, StubCompleter, at_once
 from studiolo.cli.main import main
 from studiolo.errors import StudioloError
-from studiolo.language import asking, errors, opening
+from studiolo.language import errors, opening
 from studiolo.language.engines.local import LocalEngine
 
 def reply(completion):
@@ -48,9 +48,9 @@ async def pause():
 
 completer = StubCompleter(reply, pause=pause)
 engine = LocalEngine(completer)
-async def opened(model):
+async def opened(model, **options):
     return engine
-asking.engine = opening.engine = opened
+opening.engine = opened
 if limit := int(os.environ.get("LONGEST_FILE", 0)):
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the write that would pass the limit kills
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
