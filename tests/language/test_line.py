@@ -72,6 +72,32 @@ def test_one_too_many_is_refused_at_once():
     asyncio.run(play())
 
 
+def test_who_is_refused_is_told_how_long_those_before_will_take():
+    """Three requests of which one is done every 2 s, so two that wait are served in 4 s."""
+
+    async def play():
+        now = 100.0
+        line = Line(places=1, tokens=10, waiting=2, clock=lambda: now)
+        await line.enter(1)
+        visits = [asyncio.create_task(line.enter(1)) for _ in range(2)]
+        await _settled()
+        with pytest.raises(OverloadedError) as refused:
+            await line.enter(1)
+        assert refused.value.retry_after is None  # nobody knows yet
+        for _ in range(3):
+            now += 2.0
+            line.leave(1)
+            visits.append(asyncio.create_task(line.enter(1)))
+            await _settled()
+        with pytest.raises(OverloadedError) as refused:
+            await line.enter(1)
+        assert refused.value.retry_after == pytest.approx(4.0)
+        for visit in visits:
+            visit.cancel()
+
+    asyncio.run(play())
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 10), st.booleans()), max_size=12))
 def test_nothing_is_lost_when_some_give_up(visitors):

@@ -372,6 +372,68 @@ def test_closing_the_stream_frees_the_slot(engine):
     assert _busy(engine) == []
 
 
+def _runs(engine):
+    """How often the server has run the model: a token of each answer, or a batch of prompts."""
+    told = engine._server.handle_metrics()
+    return int(re.search(r"^llamacpp:n_decode_total (\d+)$", told, re.MULTILINE)[1])
+
+
+async def _idle(engine):
+    """Waits until the server runs nothing."""
+    while engine._running or await asyncio.to_thread(_busy, engine):
+        await asyncio.sleep(0)
+
+
+def test_what_nobody_wants_any_more_is_not_computed(engine):
+    """By the server's own count: after the last piece that was read, it made a few tokens of 900 at most."""
+
+    async def play():
+        before, made = _runs(engine), 0
+        story = Completion(chat(engine, "Write a very long story."), max_tokens=900, sampling=GREEDY)
+        async with aclosing(engine.complete(story)) as stream:
+            async for piece in stream:
+                made += len(piece.tokens)
+                if made >= 8:
+                    break
+        await _idle(engine)
+        return _runs(engine) - before - made
+
+    assert asyncio.run(play()) <= 8
+
+
+def test_who_waits_gets_the_place_while_the_others_go_on(engine):
+    async def play():
+        made = [0] * SLOTS
+        answering = asyncio.Event()
+
+        async def tell(place):
+            story = wish(engine, f"{place}. Write a very long story.", max_tokens=400)
+            async with aclosing(engine.complete(story)) as stream:
+                async for piece in stream:
+                    made[place] += len(piece.tokens)
+                    if all(made):
+                        answering.set()
+
+        tasks = [asyncio.create_task(tell(place)) for place in range(SLOTS)]
+        await answering.wait()
+        newcomer = engine.complete(wish(engine, "Who are you?", max_tokens=400))
+        first = asyncio.create_task(anext(newcomer))
+        while made[0] < 5:  # all places are taken: nothing for who waits
+            await asyncio.sleep(0)
+        assert not first.done()
+        tasks[0].cancel()
+        assert (await first).end is None
+        others = [task.done() for task in tasks[1:]]
+        await newcomer.aclose()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await _idle(engine)
+        return others
+
+    assert asyncio.run(play()) == [False] * (SLOTS - 1)
+
+
 def test_cancelling_while_the_prompt_is_read_stops_the_reading(engine, monkeypatch):
     """The server computes a batch, tells of it, and is told to stop: far before the prompt's end."""
     told = []
@@ -387,6 +449,7 @@ def test_cancelling_while_the_prompt_is_read_stops_the_reading(engine, monkeypat
             return read(reading, chunk)
 
         monkeypatch.setattr(llamacpp._Reading, "read", noted)
+        before = _runs(engine)
         prompt = engine.tokenize(" ".join(map(str, range(400))))[: CONTEXT - 8]
         task = asyncio.create_task(all_of(engine, Completion(prompt, max_tokens=2, sampling=GREEDY)))
         await begun.wait()
@@ -395,6 +458,8 @@ def test_cancelling_while_the_prompt_is_read_stops_the_reading(engine, monkeypat
             await task
         assert len(prompt) > llamacpp.BATCH
         monkeypatch.undo()
+        await _idle(engine)
+        assert _runs(engine) - before <= 2  # the batch that was told of, and one that had begun
         await all_of(engine, wish(engine, "Hi", max_tokens=1))
 
     asyncio.run(play())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from studiolo.language.errors import LanguageError, OverloadedError
@@ -24,10 +26,14 @@ class Line:
         places: requests at once.
         tokens: tokens of all of them together.
         waiting: requests that may wait; one more is refused.
+        clock: seconds, from any start.
     """
 
-    def __init__(self, *, places: int, tokens: int, waiting: int) -> None:
+    def __init__(
+        self, *, places: int, tokens: int, waiting: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._places, self._tokens, self._room = places, tokens, waiting
+        self._pace = _Pace(clock)
         self._waiting: deque[_Waiting] = deque()
         self._closed = False
         # Places are given back by the threads that did the work.
@@ -37,7 +43,7 @@ class Line:
         """Waits for a place; who has got it gives it back with `leave(tokens)`.
 
         Raises:
-            OverloadedError: too many wait already.
+            OverloadedError: too many wait already; `retry_after` is about how long it takes to serve them.
             LanguageError: the line was closed.
         """
         with self._lock:
@@ -49,6 +55,7 @@ class Line:
                 raise OverloadedError(
                     f"the queue is full: {self._room} requests wait already",
                     remedy="Try again later, or open the model with a longer queue or more slots.",
+                    retry_after=self._pace.time_for(len(self._waiting)),
                 )
             loop = asyncio.get_running_loop()
             me = _Waiting(tokens, loop, loop.create_future())
@@ -66,6 +73,7 @@ class Line:
     def leave(self, tokens: int) -> None:
         """Gives a place back, from any thread."""
         with self._lock:
+            self._pace.step(somebody_waits=bool(self._waiting))
             self._return(tokens)
             self._admit()
 
@@ -112,6 +120,26 @@ class Line:
     def _check_open(self) -> None:
         if self._closed:
             raise LanguageError("the model was closed", remedy="Open it again.")
+
+
+class _Pace:
+    """How fast a queue moves: the mean time between two steps, the late ones counting most."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last: float | None = None
+        self._mean: float | None = None
+
+    def step(self, *, somebody_waits: bool) -> None:
+        """Somebody has been served. It says nothing of the pace if that was not waited for."""
+        now, last = self._clock(), self._last
+        self._last = now if somebody_waits else None
+        if last is not None:
+            self._mean = now - last if self._mean is None else 0.8 * self._mean + 0.2 * (now - last)
+
+    def time_for(self, steps: int) -> float | None:
+        """Seconds until so many have been served; None as long as nobody knows."""
+        return None if self._mean is None else steps * self._mean
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -43,6 +43,7 @@ from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.completer import Completion, Constraint, Piece, Sampling, Tokens
 from studiolo.language.engines.gguf import Card, Vocabulary, read_metadata
 from studiolo.language.engines.line import Line
+from studiolo.language.engines.native import xllamacpp
 from studiolo.language.engines.pieces import StopFilter
 from studiolo.language.engines.vocabulary_guard import guard
 from studiolo.language.errors import (
@@ -506,13 +507,12 @@ def _end(running: set[_Run]) -> None:
 def _params(
     path: str | Path, folder: str, key: str, context: int, slots: int, pool: int, threads: int | None
 ) -> Any:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
+    params = xllamacpp().CommonParams()
     params.model.path = str(path)
     params.hostnames = [f"{folder}/engine.sock" if hasattr(socket, "AF_UNIX") else "127.0.0.1"]
     params.api_keys = [key]
     params.ui = False
+    params.endpoint_metrics = True  # counts what it computes
     params.verbosity = 0
     params.n_ctx = pool
     params.n_parallel = slots
@@ -533,19 +533,15 @@ def _give_memory_back() -> None:
 
 
 def _embed_with(params: Any, card: Card, context: int) -> None:
-    import xllamacpp
-
     params.embedding = True
     params.n_batch = params.n_ubatch = context  # a text must fit in one batch
     if not card.pools:
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.pooling_type = xllamacpp().llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 
 
 def _start(params: Any, path: str | Path) -> Any:
-    import xllamacpp
-
     try:
-        return xllamacpp.Server(params)
+        return xllamacpp().Server(params)
     except RuntimeError as error:
         raise StudioloError(
             "llama.cpp could not load these weights",

@@ -1,0 +1,33 @@
+"""The package of llama.cpp is loaded so that its threads sleep while they wait. Asked of libgomp itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_LOAD = """
+import os
+from studiolo.language.engines.native import xllamacpp
+assert xllamacpp().Server
+print(os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the libraries for other systems are not libgomp")
+@pytest.mark.parametrize(
+    ("said", "left", "known"),
+    [
+        ({}, "None", "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "active"}, "active", "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "7"}, "None", "GOMP_SPINCOUNT = '7'"),
+    ],
+)
+def test_threads_sleep_unless_the_user_says_otherwise(said, left, known):
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    env = own | said | {"OMP_DISPLAY_ENV": "verbose"}
+    done = subprocess.run([sys.executable, "-c", _LOAD], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == left
+    assert known in done.stderr
