@@ -16,14 +16,24 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
+    AutoTokenizer,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+    Gemma4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from studiolo.language.engines.completer import Completion, Constraint, Piece, Sampling
+from studiolo.language.engines.servable import why_not
 from studiolo.language.engines.transformers import TransformersCompleter
 from studiolo.language.errors import InvalidRequestError, OverloadedError, UnsupportedError
 
@@ -53,12 +63,50 @@ def gemma3() -> Gemma3ForCausalLM:
     )
 
 
-@pytest.fixture(scope="module", params=[llama, gemma3], ids=["llama", "gemma3"])
+def gemma4(**variant: Any) -> Gemma4ForCausalLM:
+    """Layers that see 8 tokens back and layers that see all, with heads of different sizes; the last two use
+    the keys and values of those before; each layer has an embedding of its own (as E2B and E4B)."""
+    near, far = "sliding_attention", "full_attention"
+    config = {
+        **SHAPE,
+        "num_hidden_layers": 5,
+        "layer_types": [near, near, far, near, far],
+        "sliding_window": 8,
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 260,
+        "hidden_size_per_layer_input": 8,
+        "final_logit_softcapping": 30.0,
+    }
+    return Gemma4ForCausalLM(Gemma4TextConfig(**{**config, **variant}))
+
+
+def gemma4_large() -> Gemma4ForCausalLM:
+    """Experts, keys that are values, fewer heads in the layers that see all (as 26B-A4B and 31B)."""
+    plain = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}
+    heads = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    experts = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
+    return gemma4(use_bidirectional_attention="vision", **plain, **heads, **experts)
+
+
+def mistral() -> MistralForCausalLM:
+    """All layers see 8 tokens back."""
+    return MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8))
+
+
+@pytest.fixture(
+    scope="module", params=[llama, mistral, gemma3, gemma4, gemma4_large], ids=lambda make: make.__name__
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     make: Callable[[], Any] = request.param
     path = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    model = make()
+    return saved(make(), path)
+
+
+def saved(model: Any, path: Path) -> Path:
+    """The model's folder, with a tokenizer of bytes."""
     with torch.no_grad():  # random weights repeat one token for ever; stronger ones do not
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -162,6 +210,66 @@ def test_a_seed_repeats_its_draws_whoever_else_is_served(folder: Path) -> None:
     assert alone == beside != another
 
 
+def test_a_model_that_also_sees_and_hears_is_served_for_its_words(tmp_path: Path) -> None:
+    """Gemma 4 is published in this class."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16}
+    vision = {**small, "num_attention_heads": 2, "num_key_value_heads": 2, "global_head_dim": 16}
+    config = Gemma4Config(text_config=gemma4().config.to_dict(), vision_config=vision, audio_config=None)
+    torch.manual_seed(0)
+    model = Gemma4ForConditionalGeneration(config)
+    folder = saved(model, tmp_path)
+    theirs = model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=12, do_sample=False)
+
+    async def ours() -> list[int]:
+        engine = completer(folder)
+        found = made(await pieces(engine, Completion(PROMPTS[1], 12, GREEDY)))
+        await engine.close()
+        return found
+
+    assert asyncio.run(ours()) == theirs[0, len(PROMPTS[1]) :].tolist()
+
+
+def test_a_model_that_slots_cannot_hold_is_refused(tmp_path: Path) -> None:
+    folder = saved(gemma4(use_bidirectional_attention="all"), tmp_path)
+    with pytest.raises(UnsupportedError, match="those that come after them"):
+        completer(folder)
+
+
+def test_models_without_keys_and_values_for_every_token_are_known() -> None:
+    shape = {**SHAPE, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8}
+    assert "a state" in (why_not(RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**shape))) or "")
+    chunked = llama()
+    chunked.config.layer_types = ["chunked_attention"] * 3
+    assert "'chunked_attention'" in (why_not(chunked) or "")
+    assert why_not(gemma4()) is None
+
+
+def test_control_tokens_that_the_template_names_are_said_and_can_be_asked_for(tmp_path: Path) -> None:
+    """As `<|tool_call>` and `<|"|>` of Gemma 4; those with a role are not."""
+    folder = saved(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": 263})), tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|call>", "<|never>"]})
+    call, never = tokenizer.convert_tokens_to_ids(["<|call>", "<|never>"])
+    tokenizer.chat_template = "{{ bos_token }}<|call>"
+    tokenizer.save_pretrained(folder)
+
+    async def said() -> tuple[list[Piece], list[Piece]]:
+        engine = completer(folder)
+        rule = Constraint("lark", 'start: "<|call>" /[0-9]{2}/')
+        grammatical = await pieces(engine, Completion(PROMPTS[0], 30, GREEDY, constraint=rule))
+        assert engine._text([40, call, never, tokenizer.eos_token_id, 41]) == tokenizer.decode([40, call, 41])
+        stopped = await pieces(engine, Completion(PROMPTS[0], 30, GREEDY, ("<|call>",), rule))
+        await engine.close()
+        return grammatical, stopped
+
+    grammatical, stopped = asyncio.run(said())
+    text = "".join(piece.text for piece in grammatical)
+    assert text.startswith("<|call>")
+    assert len(text) == len("<|call>") + 2
+    assert stopped[-1].stop == "<|call>"
+    assert "".join(piece.text for piece in stopped) == ""
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 99}, "s": {"enum": ["a", "é"]}},
@@ -231,22 +339,24 @@ def test_the_end_is_told_and_every_token_is_in_one_piece(folder: Path) -> None:
 
 
 def test_log_probabilities_are_the_models_own(folder: Path) -> None:
-    async def told() -> list[Piece]:
+    async def told() -> list[list[Piece]]:
         engine = completer(folder)
-        found = await pieces(engine, Completion(PROMPTS[0], 4, GREEDY, logprobs=3))
+        drawn = Sampling(temperature=1.0, seed=3)
+        wanted = [Completion(prompt, 12, drawn, logprobs=3) for prompt in PROMPTS]
+        found = await asyncio.gather(*[pieces(engine, one) for one in wanted])
         await engine.close()
         return found
 
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found = asyncio.run(told())
-    with torch.no_grad():
-        logits = model(torch.tensor([[*PROMPTS[0], *made(found)]])).logits[0]
-    for index, token in enumerate(logprob for piece in found for logprob in piece.logprobs):
-        expected = logits[len(PROMPTS[0]) - 1 + index].log_softmax(-1)
-        assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-4)
-        assert [other.id for other in token.top] == expected.topk(3).indices.tolist()
+    for prompt, found in zip(PROMPTS, asyncio.run(told()), strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *made(found)]])).logits[0]
+        for index, token in enumerate(logprob for piece in found for logprob in piece.logprobs):
+            expected = logits[len(prompt) - 1 + index].log_softmax(-1)
+            assert token.logprob == pytest.approx(float(expected[token.id]), abs=1e-4)
+            assert [other.id for other in token.top] == expected.topk(3).indices.tolist()
 
 
 def test_a_closed_stream_makes_room_and_a_full_queue_says_so(folder: Path) -> None:

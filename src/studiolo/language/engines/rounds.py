@@ -117,10 +117,12 @@ class Rounds:
     def _masks(self, behind: Tensor) -> Any:
         """Additive masks [1, 1, T, slots] for each kind of attention layer that the model has."""
         kinds = set(getattr(self._config, "layer_types", None) or ())
-        if not kinds & {"sliding_attention"}:
+        window = getattr(self._config, "sliding_window", None)
+        if kinds == {"full_attention"} or window is None:
             return self._additive(behind >= 0)
-        window = self._config.sliding_window
         near = (behind >= 0) & (behind < window)
+        if not kinds:  # all layers are alike (Mistral)
+            return self._additive(near)
         return {"full_attention": self._additive(behind >= 0), "sliding_attention": self._additive(near)}
 
     def _additive(self, seen: Tensor) -> Tensor:

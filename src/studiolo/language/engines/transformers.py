@@ -12,16 +12,17 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import llguidance.hf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studiolo.errors import StudioloError
 from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.completer import Completion, Piece, Tokens
+from studiolo.language.engines.control_tokens import guidance, silent
 from studiolo.language.engines.masks import Guide
 from studiolo.language.engines.rounds import Job, Rounds
 from studiolo.language.engines.sampling import Sampler
+from studiolo.language.engines.servable import why_not
 from studiolo.language.engines.slots import Row
 from studiolo.language.engines.text_stream import TextStream
 from studiolo.language.errors import InvalidRequestError, OverloadedError, UnsupportedError, UpstreamError
@@ -53,7 +54,8 @@ class TransformersCompleter:
         self._model, self._tokenizer = _loaded(folder, device, dtype)
         self.model = model or folder.name
         self._config = self._model.config.get_text_config()
-        self._guidance = llguidance.hf.from_tokenizer(self._tokenizer, n_vocab=self._config.vocab_size)
+        self._silent = silent(self._tokenizer)
+        self._guidance = guidance(self._tokenizer, self._config.vocab_size, self._silent)
         self._parallel, self._most_waiting = parallel, queue
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
@@ -119,7 +121,9 @@ class TransformersCompleter:
         return Job(completion, row, Sampler(completion.sampling), guide, text, asyncio.Queue(), loop)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """What is said by these tokens; control tokens that open or close something are."""
+        said = [token for token in tokens if token not in self._silent]
+        return str(self._tokenizer.decode(said, skip_special_tokens=False))
 
     async def _pieces(self, job: Job) -> AsyncGenerator[Piece]:
         with self._wake:
@@ -175,4 +179,10 @@ def _loaded(folder: Path, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise StudioloError(f"the model folder cannot be read: {error}", where=folder) from error
+    if reason := why_not(model):
+        raise UnsupportedError(
+            f"this engine cannot serve a {type(model).__name__}: {reason}",
+            where=str(folder),
+            remedy="Serve a GGUF file of it, or put an OpenAI-compatible server before it.",
+        )
     return model.to(device).eval(), tokenizer
