@@ -36,14 +36,16 @@ def mended(schema: Any) -> Any:
 
 
 def _with_ecma_space(schema: Schema) -> Schema:
-    r"""U+FEFF is white space in ECMA-262, whose regular expressions JSON Schema has; so it is not \S."""
+    r"""Patterns are regular expressions of ECMA-262, where U+FEFF is white space and U+0085 is not. \s is given
+    neither of them, since other readers of the same pattern have them the other way round."""
     if not isinstance(pattern := schema.get("pattern"), str):
         return schema
     return {**schema, "pattern": re.sub(r"\\(.)", _ecma_space, pattern, flags=re.DOTALL)}
 
 
 def _ecma_space(escape: re.Match[str]) -> str:
-    return "[^\\s\ufeff]" if escape[1] == "S" else escape[0]
+    spaces = "[^\\S\x85]"
+    return {"s": spaces, "S": f"[^{spaces}\ufeff]"}.get(escape[1], escape[0])
 
 
 def _with_real_days(schema: Schema) -> Schema:
