@@ -36,8 +36,8 @@ def mended(schema: Any) -> Any:
 
 
 def _with_ecma_space(schema: Schema) -> Schema:
-    r"""Patterns are regular expressions of ECMA-262, where U+FEFF is white space and U+0085 is not. \s is given
-    neither of them, since other readers of the same pattern have them the other way round."""
+    r"""Patterns are regular expressions of ECMA-262, where U+FEFF is white space and U+0085 is not. \s is
+    given neither of them, since other readers of the same pattern have them the other way round."""
     if not isinstance(pattern := schema.get("pattern"), str):
         return schema
     return {**schema, "pattern": re.sub(r"\\(.)", _ecma_space, pattern, flags=re.DOTALL)}
