@@ -135,9 +135,9 @@ class Answer:
         async with aclosing(self._complete(self._left, stop=stop, rule=rule, logprobs=True)) as pieces:
             async for piece in pieces:
                 text = blank + smoother.add(piece.text)
-                blank = text if tools and text.isspace() else ""
-                if (text and not blank) or piece.logprobs:
-                    yield self._text("" if blank else text, piece.logprobs)
+                blank = text[len(text.rstrip()) :] if tools else ""
+                if (text := text.removesuffix(blank)) or piece.logprobs:
+                    yield self._text(text, piece.logprobs)
         text, met = blank + smoother.end(), self._run.stop
         if tools is None or met not in openings:
             if text:
@@ -149,7 +149,7 @@ class Answer:
         else:  # what looks like an opening is just more words
             text += met or ""
             steps = self._words(None, rule)
-        if text and not text.isspace():
+        if text := text.rstrip() if called else text:
             yield self._text(text)
         self._go_on(tag=met or "", behind=tools.form.behind if called else "")
         async with aclosing(steps):
