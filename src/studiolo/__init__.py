@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from studiolo.drawing.model import load
     from studiolo.dreambooth.trainer import train
     from studiolo.evaluation.scores import score
-    from studiolo.language.asking import Chat, ask, count_tokens, embed
+    from studiolo.language.asking import Chat, ask, count_tokens, embed, keep
 
 __version__ = "0.1.0"
-__all__ = ["Chat", "StudioloError", "__version__", "ask", "count_tokens", "embed", "load", "score", "train"]
+__all__ = [
+    "Chat",
+    "StudioloError",
+    "__version__",
+    "ask",
+    "count_tokens",
+    "embed",
+    "keep",
+    "load",
+    "score",
+    "train",
+]
 
 _HOMES = {
     "load": "studiolo.drawing.model",
@@ -31,6 +42,7 @@ _HOMES = {
     "Chat": "studiolo.language.asking",
     "count_tokens": "studiolo.language.asking",
     "embed": "studiolo.language.asking",
+    "keep": "studiolo.language.asking",
 }
 
 

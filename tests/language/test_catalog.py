@@ -16,6 +16,7 @@ from studiolo.language.conversation import Request, Usage, user
 from studiolo.language.errors import AuthenticationError
 from studiolo.language.prices import cost
 from studiolo.language.routing import Answered
+from studiolo.models import known
 
 PROMPT_PRICES = {
     "gemini-2.0-flash-lite": 7.5e-8,
@@ -160,7 +161,11 @@ def test_local_weights_are_a_route_where_they_can_be_opened():
     opened = []
     local = router_of(catalog, open_local=opened.append).resolve("gemma-3-12b-it")[1][-1]
     local.open()
-    assert (local.upstream, opened) == ("local", ["gemma-3-12b-it"])
+    assert (local.upstream, opened) == ("local", ["gemma-3-12b"])
+    named = {
+        place.model for one in catalog.models.values() for place in one.routes if place.upstream == "local"
+    }
+    assert named <= set(known.table().weights)  # what `studiolo models pull` would fetch
 
 
 def test_without_a_key_the_error_names_the_variables(monkeypatch):

@@ -148,7 +148,7 @@ def test_the_closest_that_nothing_tells_apart_is_taken(index):
         {"config": GenerationConfig(temperature=0, max_tokens=9)},
         {"config": GenerationConfig(temperature=0, seed=1)},
         {"config": GenerationConfig(temperature=0, format={"kind": "json"})},
-        {"safety": ({"harm": "hate", "threshold": "low"},)},
+        {"safety": ({"harm": "hate", "threshold": "off"},)},
         {"contents": (user("Hello."), model("Hello!"), user("why"))},
     ],
 )
@@ -158,6 +158,13 @@ def test_all_but_the_last_text_must_be_equal(index, other):
     assert engine.asked == 2
     answers(Reusing(engine, index, threshold=0.5), asking("why", **other))
     assert engine.asked == 2
+
+
+def test_a_question_that_is_to_be_judged_is_not_answered_by_an_earlier_one(index):
+    engine = Answering()
+    judged = asking("why", safety=({"harm": "hate", "threshold": "low"},))
+    answers(Reusing(engine, index, threshold=0.5), judged, judged)
+    assert (engine.asked, len(index)) == (2, 0)
 
 
 def test_vectors_of_two_embedders_are_not_compared(tmp_path):

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from studiolo.cli.options import Context, MaxTokens, Model, Reuse, Safety, System, Temperature, Think, Tools
 from studiolo.errors import StudioloError
+from studiolo.language import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from studiolo.language.asking import Chat
@@ -25,24 +27,18 @@ def ask(
             metavar="QUESTION", help="What to ask; text from a pipe goes before it.", show_default=False
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="A name; see `studiolo models list`.")] = "smollm2",
-    system: Annotated[str | None, typer.Option(help="What the model is to be and to mind.")] = None,
+    model: Model = DEFAULT_MODEL,
+    system: System = None,
     schema: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The answer is JSON that fits this JSON Schema.")
     ] = None,
-    tools: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Functions: a .py file, whose public functions are called, or a .json list of declarations, "
-            "whose calls are printed.",
-        ),
-    ] = None,
-    think: Annotated[
-        str | None, typer.Option(metavar="N", help="Think first: tokens, dynamic, low, medium, high, off.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, thoughts included.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0: always the likeliest.")] = None,
+    tools: Tools = None,
+    think: Think = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    context: Context = None,
+    safety: Safety = None,
+    reuse: Reuse = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same answer.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all that came back: parts, usage, finish reason.")
@@ -63,6 +59,9 @@ def ask(
         think=think,
         max_tokens=max_tokens,
         temperature=temperature,
+        context=context,
+        safety=safety,
+        reuse=reuse,
         seed=seed,
     )
     deltas = chat.deltas(whole_question(question))
@@ -103,8 +102,10 @@ def show(delta: Delta) -> None:
 
 
 def finished(chat: Chat) -> bool:
-    """Whether the answer is whole; says on standard error why it is not."""
+    """Whether the answer is whole; says on standard error why it is not, and what else is to be known."""
     response = chat.response
+    for note in response.notes:
+        typer.secho(f"[{note}]", dim=True, err=True)
     if response.blocked:
         typer.secho(f"The question was refused: {response.blocked}.", err=True)
         return False

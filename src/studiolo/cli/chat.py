@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studiolo.cli.ask import finished, read_tools
+from studiolo.cli.options import Context, MaxTokens, Model, Reuse, Safety, System, Temperature, Think, Tools
 from studiolo.errors import StudioloError
+from studiolo.language import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,20 +21,19 @@ if TYPE_CHECKING:
 
 
 def chat(
-    model: Annotated[str, typer.Option(help="A name; see `studiolo models list`.")] = "smollm2",
-    system: Annotated[str | None, typer.Option(help="What the model is to be and to mind.")] = None,
-    tools: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Functions, as of `studiolo ask`.")
-    ] = None,
-    think: Annotated[
-        str | None, typer.Option(metavar="N", help="Think first: tokens, dynamic, low, medium, high, off.")
-    ] = None,
+    model: Model = DEFAULT_MODEL,
+    system: System = None,
+    tools: Tools = None,
+    think: Think = None,
     history: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Keep the conversation here; go on with one kept before."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, thoughts included.")] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0: always the likeliest.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    context: Context = None,
+    safety: Safety = None,
+    reuse: Reuse = None,
 ) -> None:
     """Chat with a language model.
 
@@ -49,6 +50,9 @@ def chat(
         think=think,
         max_tokens=max_tokens,
         temperature=temperature,
+        context=context,
+        safety=safety,
+        reuse=reuse,
     )
     if history and history.exists():
         load(conversation, history)

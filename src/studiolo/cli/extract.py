@@ -12,7 +12,9 @@ import typer
 
 from studiolo.cli.ask import read_schema
 from studiolo.cli.lines import Lines, encoded
+from studiolo.cli.options import Model
 from studiolo.errors import StudioloError
+from studiolo.language import DEFAULT_MODEL
 
 _LARGEST_DOCUMENT = 16 * 2**20
 
@@ -22,7 +24,7 @@ def extract(
     schema: Annotated[
         Path, typer.Option(metavar="FILE", help="JSON Schema of what is wanted from each document.")
     ],
-    model: Annotated[str, typer.Option(help="A name; see `studiolo models list`.")] = "smollm2",
+    model: Model = DEFAULT_MODEL,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSON lines, one a document; else they are printed.")
     ] = None,

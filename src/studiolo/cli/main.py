@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from studiolo import __version__
-from studiolo.cli import ask, base, chat, demo, extract, generate, models, reproduce, score, train
+from studiolo.cli import ask, base, chat, contexts, demo, extract, generate, models, reproduce, score, train
 from studiolo.errors import StudioloError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(models.app, name="models")
+app.add_typer(contexts.app, name="contexts")
 app.add_typer(base.app, name="base")
 
 

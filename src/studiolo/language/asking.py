@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, TypeAdapter
 
+from studiolo.language import DEFAULT_MODEL
 from studiolo.language import conversation as c
+from studiolo.language.caching.contexts import Context, Prefix
 from studiolo.language.collect import Collector, collected
 from studiolo.language.errors import InvalidRequestError, UpstreamError
 from studiolo.language.functions import Function, by_name, called, declared
-from studiolo.language.opening import DEFAULT_MODEL, engine
+from studiolo.language.opening import engine
 from studiolo.language.running import iterate, run
 
 M = TypeVar("M", bound=BaseModel)
 Prompt = str | c.Part | Sequence[str | c.Part]
 Schema = type[BaseModel] | dict[str, Any]
 Think = int | str | bool | None
+Safety = str | Mapping[str, str] | None
 
 MAX_ROUNDS = 8
 """How often the functions of one question may be called before the answer must be there."""
@@ -57,6 +61,11 @@ class Chat:
             back in `response.calls`.
         think: tokens to think with at most, "dynamic", a level ("low", "medium", "high"), or False.
         schema: the form of every answer.
+        context: the name of an explicit context that goes before the turns; see `keep`.
+        safety: from which probability of harm on anything is withheld ("low", "medium", "high"), or one such
+            word for each harm.
+        reuse: answer a question as one of the same meaning was answered before, from this cosine on; see
+            docs/caching.md. It needs the weights `minilm`.
         settings: fields of GenerationConfig: temperature, max_tokens, seed, stop, ...
 
     Attributes:
@@ -72,11 +81,15 @@ class Chat:
         tools: Sequence[Function | c.Tool] = (),
         think: Think = None,
         schema: Schema | None = None,
+        context: str | None = None,
+        safety: Safety = None,
+        reuse: float | None = None,
         **settings: Any,
     ) -> None:
-        self.model, self.system = model, system
+        self.model, self.system, self.context, self.reuse = model, system, context, reuse
+        self.safety = safety_settings(safety)
         self.functions = by_name([tool for tool in tools if not isinstance(tool, c.Tool)])
-        self.tools = tuple(tool if isinstance(tool, c.Tool) else declared(tool) for tool in tools)
+        self.tools = as_tools(tools)
         self.config = c.GenerationConfig(thinking=thinking(think), format=json_format(schema), **settings)
         self.contents: list[c.Content] = []
         self.response = c.Response(candidates=(), usage=c.Usage(), model=model)
@@ -104,10 +117,10 @@ class Chat:
         """`deltas` for asynchronous callers. Functions are called between rounds, until the model asks for no
         more of them."""
         turns = [*self.contents, c.user(*_parts(prompt))]
-        opened = await engine(self.model)
+        opened = await engine(self.model, reuse=self.reuse)
         for _ in range(MAX_ROUNDS):
             collector = Collector()
-            async with aclosing(opened.generate(self._request(turns))) as stream:
+            async with aclosing(opened.generate(self._request(opened.model, turns))) as stream:
                 async for delta in stream:
                     collector.add(delta)
                     yield delta
@@ -124,13 +137,15 @@ class Chat:
             f"the model called functions {MAX_ROUNDS} times without an answer", where=self.model
         )
 
-    def _request(self, turns: Sequence[c.Content]) -> c.Request:
+    def _request(self, model: str, turns: Sequence[c.Content]) -> c.Request:
         return c.Request(
-            model=self.model,
+            model=model,
             contents=tuple(turns),
             system=self.system,
             tools=self.tools,
             config=self.config,
+            safety=self.safety,
+            cache=self.context,
         )
 
 
@@ -151,6 +166,58 @@ def embed(texts: Sequence[str], *, model: str) -> list[list[float]]:
         return await (await engine(model)).embed(texts)
 
     return run(vectors())
+
+
+def keep(
+    prompt: Prompt,
+    *,
+    name: str,
+    hours: float = 24,
+    model: str = DEFAULT_MODEL,
+    system: str | None = None,
+    tools: Sequence[Function | c.Tool] = (),
+) -> Context:
+    """Keeps what many questions have in common, under a name that `Chat` and `ask` take as `context`.
+
+    The model reads it ahead where it runs in this process, and later questions find it read.
+
+    Raises:
+        InvalidRequestError: nothing in it, too long for the model, or a name that is none or taken.
+    """
+    turns = (c.user(*_parts(prompt)),) if prompt else ()
+    prefix = Prefix(contents=turns, system=system, tools=as_tools(tools))
+
+    async def kept() -> Context:
+        opened = await engine(model)
+        return await opened.create(prefix, ttl=timedelta(hours=hours), name=name)
+
+    return run(kept())
+
+
+def as_tools(tools: Sequence[Function | c.Tool]) -> tuple[c.Tool, ...]:
+    """Declarations; Python functions are declared by their types and docstrings."""
+    return tuple(tool if isinstance(tool, c.Tool) else declared(tool) for tool in tools)
+
+
+def safety_settings(safety: Safety) -> tuple[c.SafetySetting, ...]:
+    """One threshold for all harms that people do to others, or one for each that is named.
+
+    Raises:
+        InvalidRequestError: a word that names none.
+    """
+    if safety is None:
+        return ()
+    named = dict.fromkeys(c.Harm, safety) if isinstance(safety, str) else safety
+    try:
+        return tuple(
+            c.SafetySetting(harm=c.Harm(harm), threshold=c.Threshold(word)) for harm, word in named.items()
+        )
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"no safety setting: {error}",
+            where=f"safety = {safety!r}",
+            remedy=f"Thresholds are {', '.join(c.Threshold)}; harms {', '.join(c.Harm)}.",
+        ) from None
 
 
 def thinking(think: Think) -> c.Thinking | None:

@@ -19,6 +19,8 @@ from studiolo.language.engines.base import Capabilities, Engine, Modality
 from studiolo.language.limits import Limits
 from studiolo.language.prices import Price
 from studiolo.language.routing import Route, Router
+from studiolo.language.safety.guarded import Guarded
+from studiolo.language.safety.lexicon import Lexicon
 from studiolo.store.paths import home
 
 FILE_NAME = "catalog.yaml"
@@ -173,13 +175,14 @@ def _open_upstream(upstream: Upstream, place: Place, capabilities: Capabilities)
         )
     from studiolo.language.engines.openai_upstream import OpenAIUpstream
 
-    return OpenAIUpstream(
+    engine = OpenAIUpstream(
         place.model,
         base_url=upstream.base_url or "",
         dialect=upstream.dialect,
         key=key,
         capabilities=capabilities,
     )
+    return Guarded(engine, Lexicon())  # that API has no safety settings
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studiolo.errors import StudioloError
+from studiolo.language.errors import UnsupportedError
 
 Vectors = NDArray[np.float32]
 
@@ -52,6 +54,10 @@ class MiniLM:
     async def reads(self, text: str) -> bool:
         return await asyncio.to_thread(self._reads, text)
 
+    async def count(self, text: str) -> int:
+        """Tokens of a text, with the two marks around it."""
+        return len(await asyncio.to_thread(self._tokens, text))
+
     async def embed(self, texts: Sequence[str]) -> Vectors:
         return await asyncio.to_thread(self.embed_now, texts)
 
@@ -75,10 +81,15 @@ class MiniLM:
         return vectors
 
     def _reads(self, text: str) -> bool:
+        ids = self._tokens(text)
+        tokenizer, _ = self._open()
+        return len(ids) <= self.longest and tokenizer.unk_token_id not in ids
+
+    def _tokens(self, text: str) -> list[int]:
         with self._lock:
             tokenizer, _ = self._open()
-            ids = tokenizer(text)["input_ids"]
-        return len(ids) <= self.longest and tokenizer.unk_token_id not in ids
+            ids: list[int] = tokenizer(text)["input_ids"]
+        return ids
 
     def _open(self) -> tuple[Any, Any]:
         if self._opened is None:
@@ -95,6 +106,23 @@ class MiniLM:
                 model = AutoModel.from_pretrained(self.folder, local_files_only=True, use_safetensors=True)
             self._opened = tokenizer, model.eval()
         return self._opened
+
+
+def cut(vector: Sequence[float], dimensions: int | None) -> list[float]:
+    """The first `dimensions` numbers of a vector (None: all), made a unit vector again.
+
+    Raises:
+        UnsupportedError: it has not so many.
+    """
+    if dimensions is not None and not 0 < dimensions <= len(vector):
+        raise UnsupportedError(
+            f"this model's embeddings have {len(vector)} dimensions",
+            where="dimensions",
+            remedy="Ask for fewer.",
+        )
+    kept = list(vector[:dimensions])
+    length = math.sqrt(math.fsum(value * value for value in kept)) or 1.0
+    return [value / length for value in kept]
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""Engines by name: opened once a process, kept until they are closed."""
+"""Engines by name: opened once a process, kept until they are closed.
+
+What stands around an engine, from the outside in: explicit contexts are written out, prompts and answers are
+judged where a request has safety settings, and the model answers.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from studiolo.language.caching.cached import Cached
+from studiolo.language.caching.contexts import Contexts
+from studiolo.language.caching.pins import Warming
+from studiolo.language.caching.reusing import Reusing
+from studiolo.language.caching.semantic import SemanticIndex
 from studiolo.language.catalog import load_catalog, router_of
-from studiolo.language.engines.base import Engine
-from studiolo.language.engines.completer import Completer
+from studiolo.language.embedders import MiniLM
+from studiolo.language.engines.completer import Completer, Sampling
 from studiolo.language.routing import Router
+from studiolo.language.safety.guarded import Guarded
+from studiolo.language.safety.lexicon import Lexicon
 from studiolo.models import known, weights
+from studiolo.models.recommended import recommended
+from studiolo.store.paths import cache_dir
 
-DEFAULT_MODEL = "smollm2"
-
-_open: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[Engine]] = {}
+_open: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[Cached]] = {}
 
 
-async def engine(model: str) -> Engine:
+async def engine(model: str, *, reuse: float | None = None) -> Cached:
     """The engine of that model on the running event loop, opened on first use.
+
+    Args:
+        reuse: from which cosine on a question is answered as an earlier one; None: never. Who asks for it
+            means sampled answers too.
 
     Raises:
         UnknownModelError: nothing has that name.
@@ -29,7 +44,24 @@ async def engine(model: str) -> Engine:
     key = asyncio.get_running_loop(), model
     if key not in _open or _failed(_open[key]):
         _open[key] = asyncio.create_task(_opened(model))
-    return await asyncio.shield(_open[key])
+    opened = await asyncio.shield(_open[key])
+    if reuse is None:
+        return opened
+    return Cached(Reusing(opened, answers(), threshold=reuse, sampled=True), opened.contexts)
+
+
+def answers() -> SemanticIndex:
+    """The index of earlier answers in the data folder.
+
+    Raises:
+        StudioloError: the weights of the embedder are not here.
+    """
+    return _index(weights.find("minilm").path, cache_dir("answers") / "answers.sqlite")
+
+
+@cache
+def _index(embedder: Path, file: Path) -> SemanticIndex:
+    return SemanticIndex(MiniLM(embedder), file)
 
 
 async def close_all() -> None:
@@ -45,15 +77,16 @@ def _failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-async def _opened(model: str) -> Engine:
+async def _opened(model: str) -> Cached:
     path = Path(model).expanduser()
     if weights.has(model):
         return await _open_weights(model)
     if path.suffix == ".gguf" or path.is_dir():
         return await _local(path, path.name)
-    if model in known.table().weights:
+    catalog = load_catalog()
+    if model in known.table().weights and model not in catalog.models:
         raise weights.not_here(model)
-    return _router().engine(model)
+    return Cached(_router().engine(model), Contexts())
 
 
 @cache
@@ -62,11 +95,16 @@ def _router() -> Router:
     return router_of(load_catalog(), open_local=_open_weights)
 
 
-async def _open_weights(name: str) -> Engine:
-    return await _local(weights.find(name).path, name)
+async def _open_weights(name: str) -> Cached:
+    found = weights.find(name)
+    if found.purpose == "embedding" and found.format == "safetensors":
+        from studiolo.language.engines.embedding import EmbeddingEngine
+
+        return Cached(EmbeddingEngine(MiniLM(found.path), name), Contexts())
+    return await _local(found.path, name)
 
 
-async def _local(path: Path, model: str) -> Engine:
+async def _local(path: Path, model: str) -> Cached:
     """Weights of one's own, by what their files are."""
     from studiolo.language.engines.local import LocalEngine
 
@@ -79,4 +117,12 @@ async def _local(path: Path, model: str) -> Engine:
         from studiolo.language.engines.llamacpp import LlamaCpp
 
         completer = await LlamaCpp.open(path, model=model)
-    return LocalEngine(completer)
+    local = LocalEngine(completer, _sampling(path, model))
+    return Cached(Guarded(local, Lexicon()), Contexts(), Warming(completer, local.prompt_tokens))
+
+
+def _sampling(path: Path, model: str) -> Sampling:
+    """What is recommended for these weights: by our table, or else by their files."""
+    entry = known.table().weights.get(model)
+    ours = entry.sampling.model_dump(exclude_none=True) if entry else {}
+    return Sampling(**(recommended(path).model_dump(exclude_none=True) | ours))

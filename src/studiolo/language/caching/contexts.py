@@ -172,13 +172,14 @@ class Contexts:
             raise _damaged(self._file(context.name)) from error
 
     def resolve(self, request: Request) -> Request:
-        """The request with the context that it names written out; unchanged if it names none.
+        """The request with the context that it names written out; unchanged if it names none, or one of an
+        upstream's own (their names have a slash: Google's are `cachedContents/...`).
 
         Raises:
             UnknownContextError: no such context, or no longer.
             InvalidRequestError: it is another model's, or the request contradicts it (see `Prefix.before`).
         """
-        if request.cache is None:
+        if request.cache is None or "/" in request.cache:
             return request
         context = self.get(request.cache)
         if context.model != request.model:

@@ -18,7 +18,7 @@ import numpy as np
 
 from studiolo.errors import StudioloError
 from studiolo.language.caching.guard import difference
-from studiolo.language.conversation import FinishReason, Request, Response, Role, Text, Thought
+from studiolo.language.conversation import FinishReason, Request, Response, Role, Text, Thought, Threshold
 from studiolo.language.embedders import Embedder
 from studiolo.store.files import sha256_json
 from studiolo.store.paths import cache_dir
@@ -149,14 +149,15 @@ def reusable(request: Request, *, sampled: bool = False) -> bool:
     """Whether a request may be answered by another's answer.
 
     Not with tools (a call acts, or asks of a changing world), with parts that are not text, with
-    log-probabilities, with a context written elsewhere, or (unless `sampled`) when the temperature is not 0:
-    who asks for variety does not want the same answer again. No temperature given means the model's own,
-    which is not 0.
+    log-probabilities, with a context written elsewhere, with safety settings (this question is to be judged,
+    not only the earlier one), or (unless `sampled`) when the temperature is not 0: who asks for variety does
+    not want the same answer again. No temperature given means the model's own, which is not 0.
     """
     last, config = request.contents[-1], request.config
     return (
         not request.tools
         and request.cache is None
+        and all(setting.threshold is Threshold.OFF for setting in request.safety)
         and (sampled or config.temperature == 0)
         and config.logprobs is None
         and config.modalities == ("text",)
