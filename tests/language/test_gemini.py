@@ -27,6 +27,7 @@ from studiolo.language.conversation import (
     Level,
     Request,
     SafetySetting,
+    Show,
     Text,
     Thinking,
     ThinkingMode,
@@ -401,6 +402,7 @@ def test_everything_at_once_reaches_the_wire():
     [
         (Thinking(mode=ThinkingMode.OFF), {"thinkingBudget": 0, "includeThoughts": False}),
         (Thinking(show=True), {"thinkingBudget": -1, "includeThoughts": True}),
+        (Thinking(show=Show.SUMMARY), {"thinkingBudget": -1, "includeThoughts": True}),
         (
             Thinking(mode=ThinkingMode.LEVEL, level=Level.LOW),
             {"thinkingLevel": "LOW", "includeThoughts": False},

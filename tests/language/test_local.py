@@ -28,6 +28,7 @@ from studiolo.language.conversation import (
     Level,
     Request,
     Response,
+    Show,
     Text,
     Thinking,
     ThinkingMode,
@@ -69,7 +70,8 @@ def asked(completer: StubCompleter, contents: tuple[Content, ...] = HELLO, **nam
 
     deltas, prompt = asyncio.run(run())
     response = collected_now(deltas)
-    assert response.usage.answer + response.usage.thoughts == completer.made
+    usage = response.usage
+    assert usage.answer + usage.thoughts + usage.summaries == completer.made == usage.total - usage.prompt
     opened = request.tool_choice.mode is ToolMode.ANY and not response.usage.thoughts
     forced = len(completer.tokenize(form.openings[0] + form.behind)) if opened else 0
     assert response.usage.prompt == prompt == len(completer.seen[0].completion.prompt) - forced
@@ -270,6 +272,53 @@ def test_hidden_thoughts_are_counted():
     )
     assert response.candidates[0].content.thoughts == ""
     assert response.usage.thoughts == len("Hm.") + 1
+
+
+SUMMED = Thinking(mode=ThinkingMode.BUDGET, budget=50, show=Show.SUMMARY)
+
+
+def test_a_summary_is_shown_in_place_of_the_thought():
+    for template, closed in ((CHATML, "</think>"), (families.GEMMA4, "<channel|>")):
+        completer = of_family(["Seven and eight: fifteen." + closed, "A sum.", "15"], template)
+        response = asked(completer, config=GenerationConfig(thinking=SUMMED))
+        assert (response.candidates[0].content.thoughts, response.text) == ("A sum.", "15")
+        assert response.usage.summaries == len("A sum.")
+        wanted = completer.seen[1].completion
+        assert "Seven and eight: fifteen." in completer.detokenize(wanted.prompt)
+        assert closed not in completer.detokenize(wanted.prompt).replace("<|channel>thought\n<channel|>", "")
+        assert (wanted.max_tokens, wanted.sampling.temperature) == (64, 0)
+        assert "A sum." not in written(completer)
+        assert "Seven and eight: fifteen." + closed in written(completer)
+
+
+def test_a_summary_is_bounded_whatever_the_rest_is():
+    completer = StubCompleter([Say("Hm", ends=False), Say("It ", ends=False), "Yes"])
+    response = asked(completer, config=GenerationConfig(thinking=SUMMED, max_tokens=60))
+    assert (response.usage.thoughts, response.usage.summaries, response.text) == (50, 64, "Yes")
+    assert response.candidates[0].content.thoughts == "It " + "." * 61 + " …"
+
+
+def test_a_long_thought_is_summed_up_from_its_end():
+    completer = StubCompleter(["x" * 368 + "end</think>", "Letters.", "Yes"], context=528)
+    thinking = Thinking(mode=ThinkingMode.BUDGET, budget=376, show=Show.SUMMARY)
+    response = asked(completer, config=GenerationConfig(thinking=thinking))
+    read = completer.detokenize(completer.seen[1].completion.prompt)
+    assert "xend\n" in read
+    assert read.count("x") == 368 - 371 // 4
+    assert response.candidates[0].content.thoughts == "Letters."
+
+
+def test_no_thought_has_no_summary():
+    completer = StubCompleter(["</think>", "Yes"])
+    response = asked(completer, config=GenerationConfig(thinking=SUMMED))
+    assert (response.usage.summaries, response.text, len(completer.seen)) == (0, "Yes", 2)
+
+
+def test_what_is_shown_was_a_truth_value_once():
+    assert [Thinking(show=show).show for show in (True, False)] == [Show.FULL, Show.HIDDEN]
+    assert Thinking.model_validate_json('{"show": true}').show is Show.FULL
+    assert [bool(show) for show in Show] == [False, True, True]
+    assert Thinking.model_validate_json(SUMMED.model_dump_json()) == SUMMED
 
 
 def test_what_nothing_is_said_of_is_left_to_the_model():

@@ -31,6 +31,7 @@ from studiolo.language.conversation import (
     Level,
     Request,
     SafetySetting,
+    Show,
     Text,
     Thinking,
     ThinkingMode,
@@ -435,6 +436,7 @@ OFF, DYNAMIC = Thinking(mode=ThinkingMode.OFF), Thinking()
 BUDGET = Thinking(mode=ThinkingMode.BUDGET, budget=64, show=True)
 HIDDEN_BUDGET = Thinking(mode=ThinkingMode.BUDGET, budget=64)
 LOW = Thinking(mode=ThinkingMode.LEVEL, level=Level.LOW)
+SUMMED_UP = Thinking(show=Show.SUMMARY)
 
 
 @pytest.mark.parametrize(
@@ -471,6 +473,7 @@ REFUSED = [
     ("openai", {"config": GenerationConfig(stop=("a", "b", "c", "d", "e"))}, "config.stop"),
     ("openai", {"config": GenerationConfig(thinking=HIDDEN_BUDGET)}, "config.thinking.budget"),
     ("openai", {"config": GenerationConfig(thinking=Thinking(show=True))}, "config.thinking.show"),
+    ("vllm", {"config": GenerationConfig(thinking=SUMMED_UP)}, "config.thinking.show 'summary'"),
     ("llamacpp", {"config": GenerationConfig(thinking=LOW)}, "config.thinking.level"),
     ("openai", {"config": GenerationConfig(format=CHOICE)}, "config.format"),
     ("llamacpp", {"config": GenerationConfig(format=REGEX)}, "config.format"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Value(BaseModel):
@@ -185,16 +185,36 @@ class Level(StrEnum):
     HIGH = "high"
 
 
+class Show(StrEnum):
+    """What of a thought is part of the stream: nothing, a short summary in its place, or all of it.
+
+    As truth values: whether there is anything.
+    """
+
+    HIDDEN = "hidden"
+    SUMMARY = "summary"
+    FULL = "full"
+
+    def __bool__(self) -> bool:
+        return self is not Show.HIDDEN
+
+
 class Thinking(Value):
     """How long to think before the answer; None in GenerationConfig means as the model does by itself.
 
-    `budget` is in tokens. `show` says whether thoughts are part of the stream (they are counted always).
+    `budget` is in tokens. `show` says what of the thoughts is part of the stream (they are counted always);
+    True and False are read as FULL and HIDDEN.
     """
 
     mode: ThinkingMode = ThinkingMode.DYNAMIC
     budget: int | None = Field(default=None, ge=0)
     level: Level | None = None
-    show: bool = False
+    show: Show = Show.HIDDEN
+
+    @field_validator("show", mode="before")
+    @classmethod
+    def _said_in_a_word(cls, show: Any) -> Any:
+        return (Show.FULL if show else Show.HIDDEN) if isinstance(show, bool) else show
 
 
 class GenerationConfig(Value):
@@ -288,17 +308,19 @@ class Verdict(Value):
 
 
 class Usage(Value):
-    """Tokens. `cached` are those of `prompt` that did not need computing; `thoughts` are not in `answer`."""
+    """Tokens. `cached` are those of `prompt` that did not need computing; `thoughts` are not in `answer`, and
+    `summaries`, which a local model makes of its thoughts, are in neither."""
 
     prompt: int = 0
     cached: int = 0
     answer: int = 0
     thoughts: int = 0
+    summaries: int = 0
     prompt_by_modality: dict[str, int] = {}
 
     @property
     def total(self) -> int:
-        return self.prompt + self.answer + self.thoughts
+        return self.prompt + self.answer + self.thoughts + self.summaries
 
 
 class TokenLogprob(Value):

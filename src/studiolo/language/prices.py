@@ -9,8 +9,8 @@ from studiolo.language.errors import UnsupportedError
 
 
 class Rates(Value):
-    """US dollars per token. `thoughts` cost as much as the answer and `cached` as much as the prompt where
-    they have no rate of their own."""
+    """US dollars per token. `thoughts` (and their summaries) cost as much as the answer and `cached` as much
+    as the prompt where they have no rate of their own."""
 
     prompt: float = Field(ge=0)
     answer: float = Field(ge=0)
@@ -45,7 +45,7 @@ def cost(usage: Usage, price: Price, *, batch: bool = False) -> float:
         fresh * _mean_prompt_rate(usage, rates)
         + usage.cached * cached
         + usage.answer * rates.answer
-        + usage.thoughts * thoughts
+        + (usage.thoughts + usage.summaries) * thoughts
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from studiolo.language.conversation import Call, Delta, FinishReason, Part, Text, Thought, TokenLogprob
+from studiolo.language.conversation import Call, Delta, FinishReason, Part, Show, Text, Thought, TokenLogprob
 from studiolo.language.decoding import schema as schemas
 from studiolo.language.decoding.clusters import Smoother
 from studiolo.language.decoding.schema import Schema
@@ -29,6 +29,7 @@ class Wanted:
         context: tokens that prompt and all that is made may have together.
         stop: texts at which the answer ends.
         constraint: what the answer's words must match.
+        summarise: the completion that sums a thought up, if its summary is to be shown in its place.
     """
 
     prompt: Tokens
@@ -41,6 +42,7 @@ class Wanted:
     tools: ToolPlan | None = None
     constraint: Constraint | None = None
     logprobs: int | None = None
+    summarise: Callable[[str], Completion] | None = None
 
 
 @dataclass
@@ -57,8 +59,8 @@ class Answer:
     """Decodes one candidate.
 
     Attributes:
-        thoughts: tokens of thought made so far; `answered` those of the answer; their sum is what the engine
-            made.
+        thoughts: tokens of thought made so far; `answered` those of the answer; `summed_up` those of the
+            thought's summary; their sum is what the engine made.
         cached: tokens of the request's prompt that the engine had in its cache already.
     """
 
@@ -67,7 +69,7 @@ class Answer:
         self._prompt = list(wanted.prompt)
         self._newline = completer.tokenize("\n", special=False)
         self._run = _Run()
-        self.thoughts = self.answered = 0
+        self.thoughts = self.answered = self.summed_up = 0
         self.cached: int | None = None
 
     async def deltas(self) -> AsyncGenerator[Delta]:
@@ -97,13 +99,29 @@ class Answer:
         async with aclosing(self._complete(budget, stop=(channel.close,), thought=True)) as pieces:
             async for piece in pieces:
                 text = smoother.add(piece.text)
-                if text and self._wanted.thought.show:
+                if text and self._wanted.thought.show is Show.FULL:
                     yield self._part(Thought(text=text))
-        if (text := smoother.end()) and self._wanted.thought.show:
+        if (text := smoother.end()) and self._wanted.thought.show is Show.FULL:
             yield self._part(Thought(text=text))
+        if self._wanted.summarise and self._run.text.strip():
+            async with aclosing(self._sum_up(self._wanted.summarise(self._run.text))) as summary:
+                async for delta in summary:
+                    yield delta
         if self._left:
             tag = channel.close if self._run.end == "stop" else channel.before + channel.close
             self._go_on(tag=tag, behind=channel.after)
+
+    async def _sum_up(self, completion: Completion) -> AsyncGenerator[Delta]:
+        """The summary as the thought that is shown; an ellipsis tells that it was cut off."""
+        smoother = Smoother()
+        async with aclosing(self._completer.complete(completion)) as pieces:
+            async for piece in pieces:
+                self.summed_up += len(piece.tokens)
+                text = smoother.add(piece.text)
+                if piece.end:
+                    text += smoother.end() + (" …" if piece.end == "length" else "")
+                if text:
+                    yield self._part(Thought(text=text))
 
     def _part(self, part: Part) -> Delta:
         return Delta(candidate=self._candidate, part=part)

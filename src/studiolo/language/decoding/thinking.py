@@ -6,14 +6,15 @@ new completion behind it; the engine has all of that prompt in its cache.
 
 What is counted: every token that the engine makes while a thought is open is a token of thought, its closing
 tag among them if the model wrote it; every one made later is one of the answer. So both sum up to what the
-engine made. Tags that we write are counted nowhere: they are part of the next completion's prompt.
+engine made, but for summaries of thoughts (see `summary`). Tags that we write are counted nowhere: they are
+part of the next completion's prompt.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from studiolo.language.conversation import Level, Thinking, ThinkingMode
+from studiolo.language.conversation import Level, Show, Thinking, ThinkingMode
 from studiolo.language.decoding.template import ChatTemplate, Segment
 from studiolo.language.errors import InvalidRequestError
 
@@ -65,10 +66,10 @@ def channel_of(template: ChatTemplate) -> Channel:
 
 @dataclass(frozen=True)
 class ThoughtPlan:
-    """At most so many tokens of thought (0: none), shown or not."""
+    """At most so many tokens of thought (0: none), and what of them is shown."""
 
     budget: int
-    show: bool = False
+    show: Show = Show.HIDDEN
 
 
 def plan(thinking: Thinking | None, *, room: int) -> ThoughtPlan:

@@ -222,4 +222,4 @@ def _thinking(thinking: Thinking | None) -> dict[str, Any]:
             raise InvalidRequestError(
                 f"thinking by {thinking.mode.value} without its value", where="config.thinking"
             )
-    return {"thinkingConfig": wish | {"includeThoughts": thinking.show}}
+    return {"thinkingConfig": wish | {"includeThoughts": bool(thinking.show)}}

@@ -85,7 +85,7 @@ class StreamReader:
         self._model, self._request, self._where = model, request, where
         self._tools = callable_tools(request)
         thinking = request.config.thinking
-        self._show = thinking is not None and thinking.show
+        self._show = thinking is not None and bool(thinking.show)
         self._candidates: dict[int, _Candidate] = {}
         self._blocked: FinishReason | None = None
         self._usage: types.GenerateContentResponseUsageMetadata | None = None

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import fields, replace
 from typing import NamedTuple
 
-from studiolo.language.conversation import Delta, GenerationConfig, Request, Usage
-from studiolo.language.decoding import schema, thinking, tools, turns
+from studiolo.language.conversation import (
+    Delta,
+    GenerationConfig,
+    Request,
+    Show,
+    Thinking,
+    ThinkingMode,
+    Usage,
+)
+from studiolo.language.decoding import schema, summary, thinking, tools, turns
 from studiolo.language.decoding.answer import Answer, Wanted, seeded
 from studiolo.language.decoding.forms import EMULATED, Form
 from studiolo.language.decoding.template import ChatTemplate, Segment, Vault, token_ids
 from studiolo.language.decoding.tools import ToolPlan
+from studiolo.language.embedders import cut
 from studiolo.language.engines.base import Capabilities
-from studiolo.language.engines.completer import Completer, Sampling, Tokens
+from studiolo.language.engines.completer import Completer, Completion, Sampling, Tokens
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 
 MAX_CANDIDATES = 16
@@ -34,8 +42,8 @@ class LocalEngine:
     """Answers by the model's own chat template. Safety settings are for whoever stands before it.
 
     Usage: `prompt` are the tokens of the request's prompt, once for all candidates, template and tools and an
-    opened thought included; `thoughts` and `answer` are all that the completer made (see
-    `decoding.thinking`), calls and what was made to decide on them counted to the answer.
+    opened thought included; `thoughts`, `summaries` and `answer` are all that the completer made (see
+    `decoding.thinking` and `summary`), calls and what was made to decide on them counted to the answer.
 
     Args:
         recommended: how to draw where the request does not say. Its penalties are for free text alone: what
@@ -102,7 +110,7 @@ class LocalEngine:
         """
         if not self.capabilities.embeddings:
             raise UnsupportedError("this model has no embeddings", where=self.model, remedy="Choose another.")
-        return [_cut(vector, dimensions) for vector in await self._completer.embed(texts)]
+        return [cut(vector, dimensions) for vector in await self._completer.embed(texts)]
 
     async def close(self) -> None:
         await self._completer.close()
@@ -129,6 +137,7 @@ class LocalEngine:
                 where="contents",
                 remedy="Make it shorter.",
             )
+        thought = thinking.plan(config.thinking, room=room) if think else thinking.ThoughtPlan(0)
         return Wanted(
             prompt=prompt,
             max_tokens=max_tokens,
@@ -136,11 +145,25 @@ class LocalEngine:
             sampling=self._sampling(config, free=constraint is None and allowed is None),
             stop=(*config.stop, *self._template.stop),
             channel=self._channel,
-            thought=thinking.plan(config.thinking, room=room) if think else thinking.ThoughtPlan(0),
+            thought=thought,
             tools=replace(allowed, form=form) if allowed else None,
             constraint=constraint,
             logprobs=config.logprobs,
+            summarise=self._summary if thought.show is Show.SUMMARY else None,
         )
+
+    def _summary(self, thought: str) -> Completion:
+        """What sums a thought up."""
+        off = GenerationConfig(thinking=Thinking(mode=ThinkingMode.OFF))
+        context = self.capabilities.context - summary.MOST_TOKENS
+        while True:
+            asked = Request(model=self.model, contents=(summary.question(thought),), config=off)
+            prompt = self._prompt(asked, None).tokens
+            if len(prompt) <= context or not thought:
+                return Completion(
+                    prompt, summary.MOST_TOKENS, Sampling(temperature=0), stop=self._template.stop
+                )
+            thought = summary.shorter(thought)
 
     def _tools(self, request: Request) -> ToolPlan | None:
         return tools.plan(request, self._completer.schema_keywords)
@@ -217,6 +240,7 @@ def _usage(wanted: Wanted, answers: Sequence[Answer]) -> Usage:
         cached=answers[0].cached or 0,
         answer=sum(answer.answered for answer in answers),
         thoughts=sum(answer.thoughts for answer in answers),
+        summaries=sum(answer.summed_up for answer in answers),
         prompt_by_modality={"text": len(wanted.prompt)},
     )
 
@@ -257,15 +281,3 @@ async def _pass_on(stream: AsyncGenerator[Delta], queue: asyncio.Queue[Delta | B
         await queue.put(None)
     except Exception as error:  # told to the reader, whatever it is
         await queue.put(error)
-
-
-def _cut(vector: Sequence[float], dimensions: int | None) -> list[float]:
-    if dimensions is not None and not 0 < dimensions <= len(vector):
-        raise UnsupportedError(
-            f"this model's embeddings have {len(vector)} dimensions",
-            where="dimensions",
-            remedy="Ask for fewer.",
-        )
-    kept = list(vector[:dimensions])
-    length = math.sqrt(math.fsum(value * value for value in kept)) or 1.0
-    return [value / length for value in kept]

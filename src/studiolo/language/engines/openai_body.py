@@ -25,6 +25,7 @@ from studiolo.language.conversation import (
     Part,
     Request,
     Role,
+    Show,
     Text,
     Thinking,
     ThinkingMode,
@@ -349,6 +350,8 @@ def _thinking(thinking: Thinking | None, dialect: Dialect) -> dict[str, Any]:
         return {}
     if thinking.show and not dialect.shows_thoughts:
         raise _unsupported("config.thinking.show", dialect)
+    if thinking.show is Show.SUMMARY:  # Chat Completions has thoughts as they are, or none
+        raise _unsupported("config.thinking.show 'summary'", dialect, "Show them in full, or hide them.")
     if thinking.mode is ThinkingMode.BUDGET and thinking.budget is None:
         raise InvalidRequestError("a budget without its number", where="config.thinking.budget")
     if thinking.mode is ThinkingMode.LEVEL and thinking.level is None:

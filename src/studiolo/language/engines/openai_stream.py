@@ -67,7 +67,7 @@ class StreamReader:
         self._model, self._request, self._where, self._notes = model, request, where, tuple(notes)
         self._tools = callable_tools(request)
         thinking = request.config.thinking
-        self._show = thinking is not None and thinking.show
+        self._show = thinking is not None and bool(thinking.show)
         self._choices: dict[int, _Choice] = {}
         self._usage: Mapping[str, Any] | None = None
         self._thought = False
