@@ -3,7 +3,7 @@
 What is particular about it:
 
 - **Constraints** are enforced by llguidance, which xllamacpp contains: JSON Schema, choices, regular
-  expressions, Lark. GBNF is enforced by llama.cpp itself, at tens of milliseconds a token. llama.cpp goes on
+  expressions, Lark. GBNF is enforced by llama.cpp itself, which costs more. llama.cpp goes on
   without a constraint that llguidance refuses; so each is tried here first, and the answer is watched.
 - **Stop texts** are found here and not by the server, which loses a text that it holds back when the answer
   ends by length.
