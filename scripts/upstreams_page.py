@@ -20,6 +20,7 @@ from studiolo.language.conversation import (
     Level,
     Request,
     SafetySetting,
+    Show,
     Thinking,
     ThinkingMode,
     Thought,
@@ -125,9 +126,13 @@ WISHES: dict[str, tuple[Fields, Fields]] = {
     "config.thinking budget": _config(thinking=Thinking(mode=ThinkingMode.BUDGET, budget=64)),
     "config.thinking level": _config(thinking=Thinking(mode=ThinkingMode.LEVEL, level=Level.LOW)),
     "config.thinking dynamic": _config(thinking=Thinking()),
-    "config.thinking show": (
+    "config.thinking show full": (
         {"config": GenerationConfig(thinking=Thinking())},
-        {"config": GenerationConfig(thinking=Thinking(show=True))},
+        {"config": GenerationConfig(thinking=Thinking(show=Show.FULL))},
+    ),
+    "config.thinking show summary": (
+        {"config": GenerationConfig(thinking=Thinking())},
+        {"config": GenerationConfig(thinking=Thinking(show=Show.SUMMARY))},
     ),
     "config.modalities with image": _config(modalities=("text", "image")),
     "safety": ({}, {"safety": (SafetySetting(harm=Harm.HATE, threshold=Threshold.LOW),)}),

@@ -162,6 +162,14 @@ def test_words_for_thinking(word, meant):
     assert asking.thinking(word) == meant
 
 
+def test_what_is_told_of_thoughts():
+    assert asking.thinking("low", "summary").show is c.Show.SUMMARY
+    assert asking.thinking(9, "hidden").show is c.Show.HIDDEN
+    for think, thoughts in ((9, "some"), (None, "full")):
+        with pytest.raises(InvalidRequestError, match="in full, as a summary or not at all"):
+            asking.thinking(think, thoughts)
+
+
 @pytest.mark.parametrize("wrong", [{"think": "much"}, {"safety": "verylow"}, {"safety": {"rude": "low"}}])
 def test_words_that_mean_nothing_are_told(wrong):
     with pytest.raises(InvalidRequestError, match=r"much|verylow|rude"):

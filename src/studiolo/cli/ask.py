@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studiolo.cli.options import Context, MaxTokens, Model, Reuse, Safety, System, Temperature, Think, Tools
+from studiolo.cli.options import (
+    Context,
+    MaxTokens,
+    Model,
+    Reuse,
+    Safety,
+    System,
+    Temperature,
+    Think,
+    Thoughts,
+    Tools,
+)
 from studiolo.errors import StudioloError
 from studiolo.language import DEFAULT_MODEL
 
@@ -34,6 +45,7 @@ def ask(
     ] = None,
     tools: Tools = None,
     think: Think = None,
+    thoughts: Thoughts = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     context: Context = None,
@@ -57,6 +69,7 @@ def ask(
         schema=read_schema(schema) if schema else None,
         tools=read_tools(tools) if tools else (),
         think=think,
+        thoughts=thoughts,
         max_tokens=max_tokens,
         temperature=temperature,
         context=context,

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studiolo.cli.ask import finished, read_tools
-from studiolo.cli.options import Context, MaxTokens, Model, Reuse, Safety, System, Temperature, Think, Tools
+from studiolo.cli.options import (
+    Context,
+    MaxTokens,
+    Model,
+    Reuse,
+    Safety,
+    System,
+    Temperature,
+    Think,
+    Thoughts,
+    Tools,
+)
 from studiolo.errors import StudioloError
 from studiolo.language import DEFAULT_MODEL
 
@@ -25,6 +36,7 @@ def chat(
     system: System = None,
     tools: Tools = None,
     think: Think = None,
+    thoughts: Thoughts = None,
     history: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Keep the conversation here; go on with one kept before."),
@@ -48,6 +60,7 @@ def chat(
         system=system,
         tools=read_tools(tools) if tools else (),
         think=think,
+        thoughts=thoughts,
         max_tokens=max_tokens,
         temperature=temperature,
         context=context,

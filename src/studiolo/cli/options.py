@@ -20,6 +20,9 @@ Tools = Annotated[
 Think = Annotated[
     str | None, typer.Option(metavar="N", help="Think first: tokens, dynamic, low, medium, high, off.")
 ]
+Thoughts = Annotated[
+    str | None, typer.Option(metavar="HOW", help="What to show of the thinking: full, summary or hidden.")
+]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, thoughts included.")]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0: always the likeliest.")]
 Context = Annotated[

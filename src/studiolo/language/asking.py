@@ -60,6 +60,7 @@ class Chat:
         tools: Python functions, called when the model wants it, or declarations (`Tool`), whose calls come
             back in `response.calls`.
         think: tokens to think with at most, "dynamic", a level ("low", "medium", "high"), or False.
+        thoughts: what of its thoughts is told: "full" (where nothing is said), "summary" or "hidden".
         schema: the form of every answer.
         context: the name of an explicit context that goes before the turns; see `keep`.
         safety: from which probability of harm on anything is withheld ("low", "medium", "high"), or one such
@@ -80,6 +81,7 @@ class Chat:
         system: str | None = None,
         tools: Sequence[Function | c.Tool] = (),
         think: Think = None,
+        thoughts: str | None = None,
         schema: Schema | None = None,
         context: str | None = None,
         safety: Safety = None,
@@ -90,7 +92,8 @@ class Chat:
         self.safety = safety_settings(safety)
         self.functions = by_name([tool for tool in tools if not isinstance(tool, c.Tool)])
         self.tools = as_tools(tools)
-        self.config = c.GenerationConfig(thinking=thinking(think), format=json_format(schema), **settings)
+        wish, form = thinking(think, thoughts), json_format(schema)
+        self.config = c.GenerationConfig(thinking=wish, format=form, **settings)
         self.contents: list[c.Content] = []
         self.response = c.Response(candidates=(), usage=c.Usage(), model=model)
 
@@ -220,22 +223,30 @@ def safety_settings(safety: Safety) -> tuple[c.SafetySetting, ...]:
         ) from None
 
 
-def thinking(think: Think) -> c.Thinking | None:
+def thinking(think: Think, thoughts: str | None = None) -> c.Thinking | None:
     """What a short word for it means: None as the model does, False off, a number a budget, else a name.
 
     Raises:
-        InvalidRequestError: a word that means nothing.
+        InvalidRequestError: a word that means nothing, or a wish for thoughts where thinking is left to the
+            model.
     """
+    if thoughts is not None and (think is None or thoughts not in set(c.Show)):
+        raise InvalidRequestError(
+            "thoughts are shown of a model that is told to think, in full, as a summary or not at all",
+            where=f"think = {think!r}, thoughts = {thoughts!r}",
+            remedy=f"Say how long to think, such as dynamic, and for thoughts {', '.join(c.Show)}.",
+        )
+    show = c.Show.FULL if thoughts is None else c.Show(thoughts)
     if think is None:
         return None
     if think is False or think == "off":
         return c.Thinking(mode=c.ThinkingMode.OFF)
     if think is True or think == "dynamic":
-        return c.Thinking(mode=c.ThinkingMode.DYNAMIC, show=True)
+        return c.Thinking(mode=c.ThinkingMode.DYNAMIC, show=show)
     if isinstance(think, int) or think.isdecimal():
-        return c.Thinking(mode=c.ThinkingMode.BUDGET, budget=int(think), show=True)
+        return c.Thinking(mode=c.ThinkingMode.BUDGET, budget=int(think), show=show)
     if think in set(c.Level):
-        return c.Thinking(mode=c.ThinkingMode.LEVEL, level=c.Level(think), show=True)
+        return c.Thinking(mode=c.ThinkingMode.LEVEL, level=c.Level(think), show=show)
     raise InvalidRequestError(
         "not a way to think",
         where=f"think = {think!r}",
