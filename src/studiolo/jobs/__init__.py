@@ -1,0 +1,1 @@
+"""Durable background work: batches, trainings, pictures in bulk."""

@@ -1,0 +1,1 @@
+"""Studiolo over HTTP, in the dialects of the Gemini and the OpenAI API."""
