@@ -48,10 +48,10 @@ def test_every_wish_is_sent_or_refused_by_every_kind_of_server(script):
     assert nothing == [
         ("openai", "contents: a thought"),
         ("openai", "config.thinking dynamic"),
-        ("vllm", "config.thinking show"),
-        ("llamacpp", "config.thinking show"),
+        ("vllm", "config.thinking show full"),
+        ("llamacpp", "config.thinking show full"),
         ("ollama", "config.thinking dynamic"),
-        ("ollama", "config.thinking show"),
+        ("ollama", "config.thinking show full"),
     ]
 
 
