@@ -116,7 +116,7 @@ class Answer:
         smoother = Smoother()
         async with aclosing(self._completer.complete(completion)) as pieces:
             async for piece in pieces:
-                self.summed_up += len(piece.tokens)
+                self.summed_up += piece.made
                 text = smoother.add(piece.text)
                 if piece.end:
                     text += smoother.end() + (" …" if piece.end == "length" else "")
@@ -324,15 +324,17 @@ class Answer:
             constraint=rule,
             logprobs=self._wanted.logprobs if logprobs else None,
         )
+        made = 0
         async with aclosing(self._completer.complete(completion)) as pieces:
             async for piece in pieces:
-                self._count(len(piece.tokens), thought)
+                made += piece.made
+                self._count(piece.made, thought)
                 if self.cached is None:
                     self.cached = piece.cached or 0
                 run.text += piece.text
                 run.tokens += piece.tokens
                 run.end, run.stop = piece.end, piece.stop
-                if len(run.tokens) > max_tokens:
+                if made > max_tokens:
                     raise UpstreamError(
                         "the engine made more tokens than it was allowed", where=self._completer.model
                     )

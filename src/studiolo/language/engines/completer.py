@@ -72,6 +72,8 @@ class Piece:
             a stop text was met (named by `stop`); "length" `max_tokens` or the context was full.
         stop: the stop text that was met.
         cached: in the first piece, how many tokens of the prompt were there already.
+        lost: how many more tokens were made since the last piece, whose ids the engine does not tell: those
+            of a character that the end cut in two. They are no part of the text.
     """
 
     text: str = ""
@@ -80,6 +82,12 @@ class Piece:
     end: Literal["eos", "stop", "length"] | None = None
     stop: str | None = None
     cached: int | None = None
+    lost: int = 0
+
+    @property
+    def made(self) -> int:
+        """Tokens that were made since the last piece."""
+        return len(self.tokens) + self.lost
 
 
 class Completer(Protocol):

@@ -10,7 +10,7 @@ What is particular about it:
 - **Token ids** come from the server's `__verbose` field. For a character that is spread over several tokens
   it names the last of them alone; the others are spelt from the vocabulary: as many, of the same bytes,
   though not surely the same ids, and without log-probabilities. A character that `max_tokens` cuts in two
-  is left out.
+  is left out, and its tokens are counted without ids.
 - The token that **ends a turn** is neither text nor counted.
 - **Cancelling** takes effect when the server next reports: after each token, and while the prompt is read
   after each batch of `BATCH` tokens. The server may have begun one more batch by then.
@@ -33,6 +33,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,7 +339,8 @@ class _Reading:
         self._stops = StopFilter(completion.stop)
         watched = completion.constraint is not None and completion.constraint.kind != "gbnf"
         self._watch = constraints.Watch(grammar.removeprefix(_LLGUIDANCE)) if grammar and watched else None
-        self._counted = 0
+        self._counted = 0  # tokens that the server made so far ...
+        self._told = 0  # ... and of these, those in pieces that were given out
         self._cached: int | None = None
         # A token may be the one that ends the turn as long as it has no text or is one too many.
         self._pending: Piece | None = None
@@ -356,7 +358,7 @@ class _Reading:
             return []
         choice, told = chunk["choices"][0], chunk["__verbose"]
         if choice["finish_reason"] is not None:
-            return self._ended(choice["finish_reason"])
+            return self._ended(choice["finish_reason"], told["tokens_predicted"])
         return self._went_on(choice, told)
 
     def _went_on(self, choice: Mapping[str, Any], told: Mapping[str, Any]) -> list[Piece]:
@@ -381,18 +383,22 @@ class _Reading:
         text = self._stops.feed(piece.text)
         return self._piece(text, piece, end=None if self._stops.met is None else "stop")
 
-    def _ended(self, reason: str) -> list[Piece]:
+    def _ended(self, reason: str, made: int) -> list[Piece]:
+        """The last piece; `made` tokens were made in all, the one that ends a turn among them."""
         if reason == "stop":
             if self._watch is not None and not self._watch.complete:
                 raise UpstreamError("the engine ended an answer that its constraint does not let end")
-            return [self._piece(self._stops.flush(), Piece(), end="eos")]
+            return [self._piece(self._stops.flush(), Piece(lost=max(0, made - 1 - self._told)), end="eos")]
         rest = self._pending if self._counted <= self._completion.max_tokens else None
         text = self._stops.feed(rest.text) if rest is not None else ""
-        return [self._piece(text + self._stops.flush(), rest or Piece(), end="length")]
+        rest = rest or Piece()
+        rest = replace(rest, lost=min(made, self._completion.max_tokens) - self._told - len(rest.tokens))
+        return [self._piece(text + self._stops.flush(), rest, end="length")]
 
     def _piece(self, text: str, source: Piece, *, end: Any) -> Piece:
         cached, self._cached = self._cached, None
-        return Piece(text, source.tokens, source.logprobs, end=end, stop=self._stops.met, cached=cached)
+        self._told += len(source.tokens)
+        return replace(source, text=text, end=end, stop=self._stops.met, cached=cached)
 
     def _ids(self, text: str, last: int, count: int) -> Tokens:
         """The ids of `count` tokens that are `text` together, of which the server named the last."""
