@@ -43,7 +43,7 @@ def reply(completion):
 async def pause():
     tokens = sum(len(seen.tokens) for seen in completer.seen)
     if tokens == int(os.environ.get("KILL_AFTER", -1)):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(os.environ.get("SIGNAL", signal.SIGKILL)))
     await at_once()
 
 completer = StubCompleter(reply, pause=pause)
@@ -74,6 +74,7 @@ def stubbed(*arguments: str, **env: int) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", STUB, "extract", *arguments, "--schema", "number.json"],
         env={**os.environ, **{name: str(value) for name, value in env.items()}, "PYTHONPATH": PYTHONPATH},
         capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 
@@ -101,6 +102,15 @@ def test_killed_between_two_lines_it_goes_on(after):
     done = stubbed(*DOCUMENTS, "--out", "out")
     assert (done.returncode, lines(Path("out").read_text())) == (0, EACH_ONCE)
     assert done.stderr.count(": done\n") == 5 - len(there)
+
+
+def test_ctrl_c_leaves_the_lines_before_it():
+    stopped = stubbed(*DOCUMENTS, "--out", "out", KILL_AFTER=21, SIGNAL=signal.SIGINT)
+    assert stopped.returncode == 130
+    assert "Traceback" not in stopped.stderr
+    there = lines(Path("out").read_text())
+    assert there == EACH_ONCE[: len(there)]
+    assert 0 < len(there) < 5
 
 
 @pytest.mark.parametrize("longest", [1, 60, len(encoded("0.txt", {"n": 0})) * 2 - 1])
