@@ -299,12 +299,13 @@ def test_a_summary_is_bounded_whatever_the_rest_is():
 
 
 def test_a_long_thought_is_summed_up_from_its_end():
-    completer = StubCompleter(["x" * 368 + "end</think>", "Letters.", "Yes"], context=528)
-    thinking = Thinking(mode=ThinkingMode.BUDGET, budget=376, show=Show.SUMMARY)
+    script = ["x" * 397 + "end</think>", "Letters.", "Yes"]
+    completer = StubCompleter(script, template=families.HERMES, context=528)
+    thinking = Thinking(mode=ThinkingMode.BUDGET, budget=401, show=Show.SUMMARY)
     response = asked(completer, config=GenerationConfig(thinking=thinking))
     read = completer.detokenize(completer.seen[1].completion.prompt)
-    assert "xend\n" in read
-    assert read.count("x") == 368 - 371 // 4
+    assert "xend<" in read
+    assert read.count("x") == 1 + 397 - 400 // 4
     assert response.candidates[0].content.thoughts == "Letters."
 
 
@@ -585,6 +586,21 @@ def test_what_a_form_cannot_express_is_asked_for_in_the_system_text():
         completer = of_family([], template)
         asked(completer, tools=(CLOCK,))
         assert not emulated(completer)
+
+
+def test_arguments_that_are_not_declared_are_not_made():
+    """Unless the schema speaks of others, or is made of several."""
+    inner = {"type": "object", "properties": {"x": {"type": "integer"}}}
+    for parameters, said, made in (
+        ({"properties": {"in": inner}}, '{"in": {"x": 1, "y": 2}}', {"in": {"x": 1}}),
+        ({"properties": {}}, '{"y": 2}', {}),
+        ({"properties": {}, "additionalProperties": True}, '{"y": 2}', {"y": 2}),
+        ({"type": "object"}, '{"y": 2}', {"y": 2}),
+        ({"allOf": [inner]}, '{"x": 1, "y": 2}', {"x": 1, "y": 2}),
+    ):
+        completer = StubCompleter([f'{{"name": "f", "arguments": {said}}}'])
+        tool = Tool(name="f", parameters=parameters)
+        assert asked(completer, tools=(tool,), tool_choice=MUST).calls[0].arguments == made
 
 
 def test_no_calls_means_no_tools():

@@ -131,7 +131,7 @@ def _arguments(tool: Tool, keywords: frozenset[str] | None) -> Schema:
     where = f"tools.{tool.name}.parameters"
     if not tool.parameters:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    schema = schemas.normalised(tool.parameters, where=where)
+    schema = _without_more(schemas.normalised(tool.parameters, where=where))
     schema.setdefault("type", "object")
     if schema["type"] != "object":
         raise InvalidRequestError(
@@ -145,6 +145,30 @@ def _arguments(tool: Tool, keywords: frozenset[str] | None) -> Schema:
         schema.setdefault("properties", {})
     schemas.enforceable(schema, keywords, where=where)
     return schema
+
+
+_COMPOSED = {
+    *("$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else"),
+    *("dependentSchemas", "patternProperties", "unevaluatedProperties"),
+}
+
+
+def _without_more(schema: Schema) -> Schema:
+    """The schema without arguments that it does not name, where it says nothing of such: a function has no
+    use for them, and small models fill them with what they have read in the schema."""
+    if schema.keys() & _COMPOSED:
+        return schema
+    made = dict(schema)
+    if "properties" in made:
+        made.setdefault("additionalProperties", False)
+        made["properties"] = {key: _inner_without_more(value) for key, value in made["properties"].items()}
+    if "items" in made:
+        made["items"] = _inner_without_more(made["items"])
+    return made
+
+
+def _inner_without_more(schema: Any) -> Any:
+    return _without_more(schema) if isinstance(schema, dict) else schema
 
 
 def declarations(tools: tuple[Tool, ...], vault: Vault) -> list[dict[str, Any]]:

@@ -161,7 +161,7 @@ class LocalEngine:
             prompt = self._prompt(asked, None).tokens
             if len(prompt) <= context or not thought:
                 return Completion(
-                    prompt, summary.MOST_TOKENS, Sampling(temperature=0), stop=self._template.stop
+                    prompt, summary.MOST_TOKENS, Sampling(temperature=0), stop=("\n", *self._template.stop)
                 )
             thought = summary.shorter(thought)
 
