@@ -46,10 +46,10 @@ def test_the_models_their_prices_and_where_they_answer():
 
 
 def test_what_is_unverified_is_the_name_of_something_that_is_there():
-    for known in load_catalog().models.values():
-        for place in known.routes:
+    for one in load_catalog().models.values():
+        for place in one.routes:
             for dotted in place.unverified:
-                value = known if dotted == "max_output" else place
+                value = one if dotted == "max_output" else place
                 for part in dotted.split("."):
                     value = getattr(value, part)
                 assert value is not None, dotted
