@@ -21,3 +21,15 @@ class StudioloError(Exception):
     def __str__(self) -> str:
         text = self.message if self.where is None else f"{self.where}: {self.message}"
         return text if self.remedy is None else f"{text}\n{self.remedy}"
+
+
+class NotFoundError(StudioloError):
+    """Nothing here has that name, or it is somebody else's, which is told in the same words (HTTP 404)."""
+
+
+class ConflictError(StudioloError):
+    """What is asked for does not fit what is there now (HTTP 409)."""
+
+
+class TooLargeError(StudioloError):
+    """More than is taken (HTTP 413)."""

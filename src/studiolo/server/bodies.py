@@ -1,0 +1,84 @@
+"""Bodies of requests: bounded before they are read, and looked at before they are parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from starlette.requests import Request
+
+from studiolo.errors import TooLargeError
+from studiolo.language.errors import InvalidRequestError
+from studiolo.server.studio import studio_of
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_ALIKE = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The JSON object that a request brings.
+
+    Raises:
+        TooLargeError: it has more bytes than are taken.
+        InvalidRequestError: it is no JSON object, or nested too deeply.
+    """
+    settings = studio_of(request).settings
+    data = await bounded_body(request, settings.largest_body)
+    check_depth(data, settings.largest_depth)
+    try:
+        value = json.loads(data, parse_constant=_refused)
+    except (ValueError, RecursionError) as error:
+        where = (
+            f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else None
+        )
+        raise InvalidRequestError(
+            "the body is no JSON", where=where, remedy="Send a JSON object in UTF-8."
+        ) from error
+    if not isinstance(value, dict):
+        raise InvalidRequestError("the body is no JSON object", remedy="Send an object: {...}.")
+    return value
+
+
+async def bounded_body(request: Request, largest: int) -> bytes:
+    """All bytes of a request.
+
+    Raises:
+        TooLargeError: there are more than `largest`; the rest is not read.
+    """
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > largest:
+            raise too_large(largest)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def too_large(largest: int) -> TooLargeError:
+    return TooLargeError(
+        f"the body has more than {largest:,} bytes", remedy="Send less, or upload a file and name it."
+    )
+
+
+def check_depth(data: bytes, deepest: int) -> None:
+    """Refuses JSON whose objects and lists are nested deeper than that, without parsing it.
+
+    Strings are left out, then everything but brackets; each round takes away the innermost pairs, so
+    as many rounds as levels leave nothing.
+    """
+    brackets = _STRING.sub(b"", data).translate(_ALIKE, _NOT_BRACKETS)
+    for _ in range(deepest):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"")
+    if brackets:
+        raise InvalidRequestError(
+            f"the JSON is nested deeper than {deepest} levels, or its brackets do not match",
+            remedy="Send a flatter one.",
+        )
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")

@@ -1,0 +1,63 @@
+"""How a server is set up: what `studiolo serve` was told, and what else bounds it."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import Field
+
+from studiolo.language import DEFAULT_MODEL
+from studiolo.language.conversation import Value
+from studiolo.store.paths import home
+
+DEFAULT_PORT = 8484
+MIB, GIB = 2**20, 2**30
+
+
+class Settings(Value):
+    """Sizes are in bytes, times in seconds.
+
+    Attributes:
+        data: the data folder; files, contexts, models and runs lie below it.
+        database: an SQLAlchemy URL; None is `studiolo.sqlite` in the data folder.
+        model: loaded at the start, and what answers where no other is named.
+        memory: what loaded models may take together; None: without limit.
+        largest_body: of a request that is no upload.
+        largest_depth: how deep the JSON of a request may be nested.
+        largest_file: of one uploaded file.
+        all_files: of all uploaded files together.
+        file_lifetime: for files whose owner names none; None: until they are deleted.
+        cors: origins whose pages may call this server from a browser.
+        drain: how long answers under way may take to end after the server is told to stop.
+        log_prompts: write the bodies of requests into the log.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
+    data: Path = Field(default_factory=home)
+    database: str | None = None
+    model: str = DEFAULT_MODEL
+    memory: int | None = Field(default=None, gt=0)
+    largest_body: int = Field(default=64 * MIB, gt=0)
+    largest_depth: int = Field(default=64, gt=0)
+    largest_file: int = Field(default=2 * GIB, gt=0)
+    all_files: int = Field(default=20 * GIB, gt=0)
+    file_lifetime: float | None = Field(default=48 * 3600, gt=0)
+    cors: tuple[str, ...] = ()
+    drain: float = Field(default=30, ge=0)
+    log_prompts: bool = False
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data / 'studiolo.sqlite'}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,98 @@
+"""A real server on a free port of loopback, over engines that a test scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from studiolo.language.caching.cached import Cached
+from studiolo.language.caching.contexts import Contexts
+from studiolo.server.app import create_app
+from studiolo.server.keys import Keys
+from studiolo.server.pool import EnginePool, ModelInfo
+from studiolo.server.settings import Settings
+from studiolo.server.studio import Studio
+
+BORN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Serving:
+    """`url` has no slash at its end; `engines` are those that were given."""
+
+    url: str
+    port: int
+    studio: Studio
+    engines: dict[str, Any]
+    server: uvicorn.Server
+
+    def connect(self) -> socket.socket:
+        """A socket to it, for who speaks HTTP by hand."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+
+def stub_info(name: str, engine: Any) -> ModelInfo:
+    kind = "embedding" if engine.capabilities.embeddings else "chat"
+    return ModelInfo(name=name, kind=kind, title=name, created=BORN, capabilities=engine.capabilities)
+
+
+def stub_studio(home: Path, engines: Mapping[str, Any], **settings: Any) -> Studio:
+    """A studio whose models are these engines."""
+    made = Settings(**({"data": home, "model": next(iter(engines), "stub"), "port": 0} | settings))
+    contexts = Contexts(home / "contexts")
+
+    async def open_engine(name: str) -> Cached:
+        await asyncio.sleep(0)
+        return Cached(engines[name], contexts)
+
+    studio: Studio
+
+    def models() -> list[ModelInfo]:
+        return [stub_info(name, engine) for name, engine in engines.items()]
+
+    pool = EnginePool(models, open_engine, lambda owner: studio.contexts_of(owner))
+    studio = Studio(settings=made, engines=pool, contexts=contexts, keys=Keys())
+    return studio
+
+
+@contextmanager
+def serving(home: Path, engines: Mapping[str, Any], **settings: Any) -> Iterator[Serving]:
+    """The server for the time of the block; `settings` are fields of Settings."""
+    studio = stub_studio(home, engines, **settings)
+    with running(studio) as (server, port):
+        yield Serving(f"http://127.0.0.1:{port}", port, studio, dict(engines), server)
+
+
+@contextmanager
+def running(studio: Studio) -> Iterator[tuple[uvicorn.Server, int]]:
+    """Uvicorn in a thread over this studio, and its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(studio), log_config=None, timeout_graceful_shutdown=5))
+    started = threading.Event()
+
+    async def serve() -> None:
+        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started and not serving_task.done():
+            await asyncio.sleep(0.005)
+        started.set()
+        await serving_task
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    started.wait()
+    assert server.started, "the server did not start"
+    try:
+        yield server, listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(timeout=30)
+        listener.close()
