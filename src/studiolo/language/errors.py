@@ -21,6 +21,10 @@ class UnsupportedError(InvalidRequestError):
     """The request is sound, but this model or engine cannot do it, and nothing is dropped in silence."""
 
 
+class TooLongError(InvalidRequestError):
+    """More tokens than the model reads at once."""
+
+
 class AuthenticationError(LanguageError):
     """The key is missing, wrong, or not allowed to do this (401, 403)."""
 

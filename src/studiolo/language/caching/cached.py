@@ -12,7 +12,7 @@ from studiolo.language.caching.pins import Pins
 from studiolo.language.conversation import Delta, Request, user
 from studiolo.language.engines.around import Around
 from studiolo.language.engines.base import Engine
-from studiolo.language.errors import InvalidRequestError
+from studiolo.language.errors import TooLongError
 
 
 class Cached(Around):
@@ -54,13 +54,13 @@ class Cached(Around):
         and one short turn.
 
         Raises:
-            InvalidRequestError: also if the prefix fills the model's whole context.
+            InvalidRequestError: also (a TooLongError) if the prefix fills the model's whole context.
         """
         model = self.model if model is None else model
         await self.expire()
         tokens = await self.count_tokens(prefix.before(Request(model=model, contents=(user("."),))))
         if tokens >= self.capabilities.context:
-            raise InvalidRequestError(
+            raise TooLongError(
                 f"the context has {tokens:,} tokens, and {model} reads {self.capabilities.context:,}",
                 remedy="Shorten it: a request and its answer must fit beside it.",
             )

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from studiolo.language.conversation import Delta, Request
 from studiolo.language.embedders import MiniLM, cut
 from studiolo.language.engines.base import Capabilities
-from studiolo.language.errors import InvalidRequestError, UnsupportedError
+from studiolo.language.errors import TooLongError, UnsupportedError
 
 
 class EmbeddingEngine:
@@ -38,12 +38,12 @@ class EmbeddingEngine:
         """One unit vector a text.
 
         Raises:
-            InvalidRequestError: a text of which not all would be seen.
+            TooLongError: a text of which not all would be seen.
             UnsupportedError: more dimensions than there are.
         """
         for number, text in enumerate(texts):
             if (tokens := await self._embedder.count(text)) > self._embedder.longest:
-                raise InvalidRequestError(
+                raise TooLongError(
                     f"text {number} has {tokens} tokens, and this model reads {self._embedder.longest}",
                     where=self.model,
                     remedy="Split it.",

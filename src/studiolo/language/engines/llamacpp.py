@@ -51,6 +51,7 @@ from studiolo.language.errors import (
     InvalidRequestError,
     LanguageError,
     OverloadedError,
+    TooLongError,
     UnsupportedError,
     UpstreamError,
 )
@@ -226,7 +227,7 @@ class LlamaCpp:
         if not completion.prompt:
             raise InvalidRequestError("the prompt is empty")
         if len(completion.prompt) >= context:
-            raise InvalidRequestError(
+            raise TooLongError(
                 f"the prompt has {len(completion.prompt)} tokens, and the context {context}, answer included",
                 remedy="Shorten it, or open the model with a longer context.",
             )
@@ -310,7 +311,7 @@ def _sampling(sampling: Sampling, wanted: int) -> dict[str, Any]:
 
 _KINDS: dict[str, type[LanguageError]] = {
     "invalid_request_error": InvalidRequestError,
-    "exceed_context_size_error": InvalidRequestError,
+    "exceed_context_size_error": TooLongError,
     "not_supported_error": UnsupportedError,
     "unavailable_error": OverloadedError,
 }
@@ -320,7 +321,7 @@ def _error(told: Mapping[str, Any]) -> LanguageError:
     """The server's {"code", "message", "type"} as one of our kinds."""
     message = str(told.get("message", told))
     if "too large to process" in message:  # a text to embed; called a server error
-        return InvalidRequestError(f"a text is longer than the context: {message}", remedy="Shorten it.")
+        return TooLongError(f"a text is longer than the context: {message}", remedy="Shorten it.")
     if "failed to parse grammar" in message:
         return UnsupportedError("this grammar cannot be read", remedy="See llama.cpp's grammars/README.md.")
     return _KINDS.get(str(told.get("type")), UpstreamError)(f"the engine refused or failed: {message}")

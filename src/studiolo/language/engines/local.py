@@ -25,7 +25,7 @@ from studiolo.language.decoding.tools import ToolPlan
 from studiolo.language.embedders import cut
 from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.completer import Completer, Completion, Sampling, Tokens
-from studiolo.language.errors import InvalidRequestError, UnsupportedError
+from studiolo.language.errors import InvalidRequestError, TooLongError, UnsupportedError
 
 MAX_CANDIDATES = 16
 
@@ -132,7 +132,7 @@ class LocalEngine:
         max_tokens = config.max_tokens or able.max_output or able.context
         room = min(max_tokens, able.context - len(prompt))
         if room <= 0:
-            raise InvalidRequestError(
+            raise TooLongError(
                 f"the prompt is {len(prompt)} tokens long, and the context {able.context}",
                 where="contents",
                 remedy="Make it shorter.",
