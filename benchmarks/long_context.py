@@ -2,12 +2,12 @@
 
     python benchmarks/long_context.py --plot docs/long_context.png
 
-For each length the model is opened anew with just so much context, so that the memory is that of this length:
-resident memory after the answer, less what the process had before the model. Each prompt is asked three times
-with other first words (once, if longer than 1,000 tokens), and the times are medians. CPU time is that of all
-threads; it holds on a machine with other things to do as well, where seconds do not. Then one prompt of as
-many tokens as the context has, and its refusal. SmolLM2 reads 8,192 tokens. Gemma 3 270M, which reads 32,768
-and looks far back in every sixth layer only, is there for comparison.
+For each length the model is opened with just so much context in a process of its own, so that the memory is
+that of this length: resident after the answer, less what there was before the model. Each prompt is asked
+three times with other first words (once, if longer than 1,000 tokens), and the times are medians. CPU time is
+that of all threads; it holds on a machine with other things to do as well, where seconds do not. Then one
+prompt of as many tokens as the context has, and its refusal. SmolLM2 reads 8,192 tokens. Gemma 3 270M, which
+reads 32,768 and looks far back in every sixth layer only, is there for comparison.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
 
 from measuring import TEXT, arguments, median, resident_mb, table, weights
@@ -26,7 +28,7 @@ from studiolo.language.engines.llamacpp import LlamaCpp
 from studiolo.language.errors import InvalidRequestError
 
 ANSWER = 16
-LENGTHS = {"smollm2": (256, 512, 1024, 2048, 4096, 8176), "gemma3-270m": (256, 512, 1024, 2048, 4096)}
+LENGTHS = {"smollm2": (256, 512, 1024, 2048, 4096, 8176), "gemma3-270m": (256, 512, 1024, 2048)}
 HEAD = (
     "model",
     "prompt",
@@ -67,18 +69,28 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--plot", type=Path, help="a PNG file to draw the table to")
     options = parser.parse_args()
-    points = []
-    for name, lengths in {"smollm2": (64,)}.items() if options.quick else LENGTHS.items():
-        path = weights(options.model if name == "smollm2" else None, name)
-        for length in lengths:
-            times = 1 if options.quick or length > 1000 else 3
-            points.append(asyncio.run(measured(name, path, length, times)))
-            print(points[-1], file=sys.stderr)
+    lengths = {"smollm2": (64,)} if options.quick else LENGTHS
+    points = [
+        alone(name, weights(options.model if name == "smollm2" else None, name), length)
+        for name, row in lengths.items()
+        for length in row
+    ]
     print(table(HEAD, [point.row() for point in points]))
     print()
     print(asyncio.run(refusal(weights(options.model))))
     if options.plot:
         draw(points, options.plot)
+
+
+def alone(name: str, path: Path, length: int) -> Point:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        point = process.submit(in_this_process, name, path, length, 1 if length > 1000 else 3).result()
+    print(point, file=sys.stderr)
+    return point
+
+
+def in_this_process(name: str, path: Path, length: int, times: int) -> Point:
+    return asyncio.run(measured(name, path, length, times))
 
 
 async def measured(name: str, path: Path, length: int, times: int) -> Point:
