@@ -51,12 +51,14 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("part", choices=["instances", "answers", "overhead"])
     parser.add_argument("--draws", type=int, default=5, help="random answers a schema")
+    parser.add_argument("--every", type=int, default=1, help="ask the model under every n-th schema only")
     parser.add_argument("--show", action="store_true", help="list what is refused, and the answers")
     options = parser.parse_args()
     if options.part == "instances":
         print(instances_table(DRAFTS))
     elif options.part == "answers":
-        asyncio.run(answers(weights(options.model), options.draws, options.quick, options.show))
+        few = {"draws": 1, "every": 40} if options.quick else {"draws": options.draws, "every": options.every}
+        asyncio.run(answers(weights(options.model), **few, show=options.show))
     else:
         asyncio.run(overhead(weights(options.model), options.quick))
 
@@ -206,18 +208,18 @@ class Answers:
             self.wrong.append(f"{told}: {text[:300]}")
 
 
-async def answers(model: Path, draws: int, quick: bool, show: bool) -> None:
+async def answers(model: Path, draws: int, every: int, show: bool) -> None:
     """Prints the tables."""
     cases = [case for case in [*official(), *schemastore()] if isinstance(case.schema, dict)]
-    cases = cases[::20] if quick else cases
     made = [(case, constraint_of(case.schema)) for case in cases]
     taken = [(case, rule) for case, rule in made if isinstance(rule, Constraint)]
-    print(f"{len(cases)} schemas, {len(cases) - len(taken)} refused\n")
+    print(f"{len(cases)} schemas, {len(cases) - len(taken)} refused\n", flush=True)
     kinds: dict[str, dict[int, Answers]] = {
         "random bytes": at_random(taken, byte_tokenizer(), draws, MOST_BYTES),
         "random tokens": at_random(taken, vocabulary_of(model), draws, MAX_TOKENS),
-        **await by_model(taken, model),
     }
+    print(kinds_table(kinds), "\n", flush=True)
+    kinds |= await by_model(taken, model, every)
     print(kinds_table(kinds), "\n")
     print(features_table(made, taken, kinds), "\n")
     print(reasons_table([rule for _, rule in made if isinstance(rule, str)]))
@@ -294,28 +296,28 @@ def vocabulary_of(model: Path) -> Any:
     return llguidance.LLTokenizer(wrapped)
 
 
-async def by_model(taken: Sequence[tuple[Case, Constraint]], model: Path) -> dict[str, dict[int, Answers]]:
-    """Answers of the model, through the whole engine."""
+async def by_model(
+    taken: Sequence[tuple[Case, Constraint]], model: Path, every: int
+) -> dict[str, dict[int, Answers]]:
+    """Answers of the model, through the whole engine, under each schema or every n-th."""
     from studiolo.language.engines.llamacpp import LlamaCpp
 
-    engine = LocalEngine(
-        await LlamaCpp.open(
-            model, model="smollm2", context=1024, slots=SLOTS, pool=1024 * SLOTS, queue=10_000
-        )
+    completer = await LlamaCpp.open(
+        model, model="smollm2", context=1024, slots=SLOTS, pool=1024 * SLOTS, queue=len(taken)
     )
+    engine = LocalEngine(completer)
+    indices = range(0, len(taken), every)
     found: dict[str, dict[int, Answers]] = {}
     for temperature in (0.0, 1.0):
         answered = await asyncio.gather(
-            *(answered_by(engine, case, rule, temperature, seed) for seed, (case, rule) in enumerate(taken))
+            *(answered_by(engine, taken[index][0], temperature, index) for index in indices)
         )
-        found[f"SmolLM2, temperature {temperature:g}"] = dict(enumerate(answered))
+        found[f"SmolLM2, temperature {temperature:g}"] = dict(zip(indices, answered, strict=True))
     await engine.close()
     return found
 
 
-async def answered_by(
-    engine: LocalEngine, case: Case, rule: Constraint, temperature: float, seed: int
-) -> Answers:
+async def answered_by(engine: LocalEngine, case: Case, temperature: float, seed: int) -> Answers:
     about = case.schema.get("description") or case.schema.get("title") or case.name
     request = Request(
         model=engine.model,
@@ -401,7 +403,7 @@ def features_table(
     for feature, has in FEATURES.items():
         with_it = [rule for case, rule in made if has_feature(case.schema, has)]
         indices = [index for index, (case, _) in enumerate(taken) if has_feature(case.schema, has)]
-        found = [by_schema[index] for by_schema in kinds.values() for index in indices]
+        found = [by_schema[index] for by_schema in kinds.values() for index in indices if index in by_schema]
         refused = sum(isinstance(rule, str) for rule in with_it)
         rows.append((feature, len(with_it), refused, *sums(found)))
     whole = [one for by_schema in kinds.values() for one in by_schema.values()]

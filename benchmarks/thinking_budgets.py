@@ -23,6 +23,7 @@ from measuring import arguments, table, weights
 
 from studiolo.language.collect import collected
 from studiolo.language.conversation import GenerationConfig, Request, Thinking, ThinkingMode, Usage, user
+from studiolo.language.decoding.thinking import DYNAMIC_SHARE
 from studiolo.language.engines.completer import Completion, Piece
 from studiolo.language.engines.local import LocalEngine
 
@@ -174,14 +175,14 @@ async def measured(model: Path, count: int) -> None:
         model, model="smollm2", context=1024, slots=SLOTS, pool=SLOTS * 1024, queue=count
     )
     completer._server = server = Listening(completer._server)
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for name, (thinking, max_tokens) in MODES.items():
         began = time.perf_counter()
         answers = await asyncio.gather(
             *(asked(completer, question, thinking, max_tokens) for question in questions(count))
         )
         seconds = time.perf_counter() - began
-        budget = max_tokens - ANSWER if thinking.budget is not None else int(DYNAMIC * 0.75)
+        budget = most_thought(thinking, max_tokens)
         wrong = Counter(
             fault
             for told in answers
@@ -192,6 +193,11 @@ async def measured(model: Path, count: int) -> None:
     await completer.close()
     head = ["budget", "answers", "tokens of thought: mean", "most", "over budget", "closed by the model"]
     print(table([*head, "by us", "computed again", "faults in the accounts", "seconds"], rows))
+
+
+def most_thought(thinking: Thinking, max_tokens: int) -> int:
+    """Tokens that a thought may have."""
+    return int(max_tokens * DYNAMIC_SHARE) if thinking.budget is None else thinking.budget
 
 
 async def asked(completer: Any, question: str, thinking: Thinking, max_tokens: int) -> Told:
