@@ -32,7 +32,22 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
+from language import families
+from studiolo.language.collect import collected
+from studiolo.language.conversation import (
+    Call,
+    CallResult,
+    GenerationConfig,
+    Request,
+    Thinking,
+    ThinkingMode,
+    Tool,
+    ToolChoice,
+    ToolMode,
+    user,
+)
 from studiolo.language.engines.completer import Completion, Constraint, Piece, Sampling
+from studiolo.language.engines.local import LocalEngine
 from studiolo.language.engines.servable import why_not
 from studiolo.language.engines.transformers import TransformersCompleter
 from studiolo.language.errors import InvalidRequestError, OverloadedError, UnsupportedError
@@ -268,6 +283,49 @@ def test_control_tokens_that_the_template_names_are_said_and_can_be_asked_for(tm
     assert len(text) == len("<|call>") + 2
     assert stopped[-1].stop == "<|call>"
     assert "".join(piece.text for piece in stopped) == ""
+
+
+def test_a_conversation_in_gemma_4s_own_form_with_its_control_tokens(tmp_path: Path) -> None:
+    """Whatever the weights: calls are sound, and the tags are single tokens in the prompt."""
+    tags = [tag for tag in families.CONTROL if "|" in tag and tag in families.GEMMA4]
+    size = 260 + len(tags)
+    torch.manual_seed(0)
+    model = gemma4(vocab_size=size, vocab_size_per_layer_input=size, max_position_embeddings=1024)
+    folder = saved(model, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    tokenizer.chat_template = families.GEMMA4
+    tokenizer.save_pretrained(folder)
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"enum": [1, 2]}},
+        "required": ["city"],
+    }
+    tool = Tool(name="weather", description="Of a city.", parameters=parameters)
+    thinking = Thinking(mode=ThinkingMode.BUDGET, budget=9)
+    config = GenerationConfig(max_tokens=200, temperature=1, seed=1, thinking=thinking)
+    choice = ToolChoice(mode=ToolMode.ANY, parallel=False)
+    first = Request(model="m", contents=(user("Rome?"),), tools=(tool,), tool_choice=choice, config=config)
+
+    async def asked() -> tuple[Call, tuple[int, ...]]:
+        below = completer(folder)
+        engine = LocalEngine(below)
+        response = await collected(engine.generate(first))
+        (call,) = response.calls
+        result = user(CallResult(name=call.name, result='<|"|>', id=call.id))
+        contents = (*first.contents, response.candidates[0].content, result)
+        prompt = engine._prompt(first.model_copy(update={"contents": contents}), engine._tools(first)).tokens
+        await engine.close()
+        return call, prompt
+
+    call, prompt = asyncio.run(asked())
+    jsonschema.validate(call.arguments, parameters)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert prompt.count(tokenizer.convert_tokens_to_ids("<|tool_call>")) == 1
+    assert prompt.count(tokenizer.convert_tokens_to_ids("<tool_response|>")) == 1
+    quotes = prompt.count(tokenizer.convert_tokens_to_ids('<|"|>'))
+    forged = tokenizer.decode(prompt).count('<|"|>') - quotes
+    assert (quotes % 2, forged) == (0, 1)
 
 
 SCHEMA = {
