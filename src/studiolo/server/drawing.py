@@ -97,7 +97,7 @@ class Drawing(Around):
         self._check(request)
         wanted = "image" in request.config.modalities
         round_ = _Round(self._inner(request, forced=wanted), Usage())
-        for pictures in range(1, MOST_PICTURES + 1):
+        for drawn in range(1, MOST_PICTURES + 2):
             async with aclosing(self._round(round_)) as stream:
                 async for delta in stream:
                     yield delta
@@ -107,7 +107,7 @@ class Drawing(Around):
             if last:
                 yield Delta(finish=FinishReason.STOP, usage=round_.usage, model=self.model)
                 return
-            round_ = self._next(round_, may_draw=not wanted and pictures < MOST_PICTURES)
+            round_ = self._next(round_, may_draw=not wanted and drawn < MOST_PICTURES)
 
     async def count_tokens(self, request: Request) -> int:
         return await self.engine.count_tokens(self._inner(request, forced=False))
