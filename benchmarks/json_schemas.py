@@ -251,8 +251,7 @@ def drawn(rule: Constraint, tokenizer: Any, draw: random.Random, most: int) -> t
     data = b""
     for _ in range(most):
         llguidance.numpy.fill_next_token_bitmask(matcher, mask, 0)
-        allowed = np.flatnonzero(np.unpackbits(mask[0].view(np.uint8), bitorder="little"))
-        token = int(draw.choice(allowed))
+        token = one_of(mask[0], tokenizer.vocab_size, draw)
         if token == tokenizer.eos_token:
             return data.decode(), True
         matcher.consume_token(token)
@@ -260,6 +259,15 @@ def drawn(rule: Constraint, tokenizer: Any, draw: random.Random, most: int) -> t
         if matcher.is_stopped():
             return data.decode(), True
     return data.decode(errors="ignore"), False
+
+
+def one_of(mask: Any, size: int, draw: random.Random) -> int:
+    """One of the set bits, each as likely as any other."""
+    for _ in range(32):  # where most are set, that is faster than to look at all
+        token = draw.randrange(size)
+        if mask[token // 32] >> (token % 32) & 1:
+            return token
+    return int(draw.choice(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))))
 
 
 def byte_tokenizer() -> Any:

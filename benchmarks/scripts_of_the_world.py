@@ -49,9 +49,10 @@ TEXTS: dict[str, str] = {
     "Emoji": "👩‍👩‍👧‍👦 👍🏽 🏳️‍🌈 🇩🇪🇫🇷 1️⃣ #️⃣ 🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f ❤️‍🔥.",
     "Adlam, N'Ko, cuneiform": "𞤀𞤣𞤤𞤢𞤥 𞤆𞤵𞤤𞤢𞤪 ߒߞߏ ߟߊ߫ 𒀭𒈹",
 }
-FENCED = "{0}\n\n```python\nprint('{0}')\n```\n~~~~\n{0}\n~~~~"
-STOP = "\n\n``"
-"""Of which the texts with fences have nearly all in several places."""
+FENCED = "{0}\n\n```python\n'{0}'\n```\n~~~~"
+STOP = "'\n```\n~~~"
+"""Of which the texts with fences have parts in other places."""
+SLOTS = 8
 
 
 def main() -> None:
@@ -105,17 +106,18 @@ async def measured(model: Path, texts: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tiny(Path(folder))
         engines = {
-            "llama.cpp, SmolLM2": LocalEngine(await LlamaCpp.open(model, context=1024, slots=1)),
+            "llama.cpp, SmolLM2": LocalEngine(await LlamaCpp.open(model, context=1024, slots=SLOTS)),
             "transformers, bytes": LocalEngine(TransformersCompleter(folder)),
         }
         rows = []
-        for script, text in texts.items():
-            for name, engine in engines.items():
-                rows.append((script, name, *row(await all_of(engine, text))))
+        for name, engine in engines.items():
+            streams = await asyncio.gather(*(all_of(engine, text) for text in texts.values()))
+            rows += [(script, name, *row(found)) for script, found in zip(texts, streams, strict=True)]
         for engine in engines.values():
             await engine.close()
     head = ["script", "engine", "streams", "pieces", "identical", "cut within letters", "cut within fences"]
-    print(table(head, rows))
+    total = [sum(numbers) for numbers in list(zip(*rows, strict=True))[2:]]
+    print(table(head, [*sorted(rows, key=lambda row: list(texts).index(row[0])), ("all", "both", *total)]))
 
 
 async def all_of(engine: LocalEngine, text: str) -> list[Stream]:
@@ -124,7 +126,7 @@ async def all_of(engine: LocalEngine, text: str) -> list[Stream]:
     return [
         await streamed(engine, text),
         await streamed(engine, FENCED.format(text)),
-        await streamed(engine, FENCED.format(text), STOP + "`p"),
+        await streamed(engine, FENCED.format(text), STOP),
         await streamed(engine, text, middle[:2], "nowhere"),
     ]
 
