@@ -1,0 +1,137 @@
+"""What every route that asks a model does: find it, ask it, and account for it, in OpenAI's terms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+
+from studiolo.errors import StudioloError
+from studiolo.language.conversation import CallResult, Content, Data, Delta, FileRef, Part, Request, Show
+from studiolo.language.errors import UnknownContextError
+from studiolo.server.auth import Caller
+from studiolo.server.errors import NotBuiltError
+from studiolo.server.openai.media import OWN_FILES
+from studiolo.server.sse import Event
+from studiolo.server.studio import Studio
+
+KEEP_ALIVE = 10.0
+"""Seconds without a word after which a stream says that it is there still."""
+
+_GOOGLES = "cachedContents/"
+"""What the names of contexts begin with in the Gemini dialect, and those of Google's own."""
+
+
+@dataclass(frozen=True)
+class Comment(Event):
+    """A line that clients pass over."""
+
+    def encoded(self) -> bytes:
+        return f": {self.data}\n\n".encode()
+
+
+WAITING = Comment("waiting")
+
+
+@contextmanager
+def in_terms(fields: Mapping[str, str]) -> Iterator[None]:
+    """Errors of the block name fields as the client knows them; `fields` are found by what they begin with,
+    the longest first."""
+    try:
+        yield
+    except StudioloError as error:
+        error.where = _renamed(error.where, fields)
+        raise
+
+
+def _renamed(where: str | None, fields: Mapping[str, str]) -> str | None:
+    for ours in sorted(fields, key=len, reverse=True):
+        if where is not None and where.startswith(ours):
+            return fields[ours]
+    return where
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who asks whom."""
+
+    studio: Studio
+    caller: Caller
+
+    def shown(self, model: str) -> Show:
+        """What of thoughts is told where the request says nothing: of models that run here all; of others
+        what they tell by themselves, as not all of them can be asked.
+
+        Raises:
+            UnknownModelError: there is no such model.
+        """
+        hosted = self.studio.engines.info(model).kind == "hosted"
+        return Show.HIDDEN if hosted else Show.FULL
+
+    async def resolved(self, request: Request) -> Request:
+        """The request with uploaded files read, and its context by the name that it has here.
+
+        Raises:
+            NotFoundError: no such file of this caller.
+        """
+        if any(_is_own(part) for content in request.contents for part in _parts(content)):
+            contents = [await self._with_files(content) for content in request.contents]
+            request = request.model_copy(update={"contents": tuple(contents)})
+        if request.cache is not None and request.cache.startswith(_GOOGLES):
+            name = await asyncio.to_thread(self._context, request.cache)
+            request = request.model_copy(update={"cache": name})
+        return request
+
+    async def answer(self, request: Request) -> AsyncGenerator[Delta]:
+        """The answer in pieces; what it took is accounted for as soon as it is known."""
+        accounted = False
+        async with (
+            self.studio.engines.lease(request.model, owner=self.caller.key_id) as engine,
+            aclosing(engine.generate(request)) as stream,
+        ):
+            async for delta in stream:
+                if delta.usage is not None and not accounted:
+                    accounted = True
+                    await self.studio.account(self.caller, request.model, delta.usage)
+                yield delta
+
+    def _context(self, name: str) -> str:
+        short = name.removeprefix(_GOOGLES)
+        try:
+            return self.studio.contexts_of(self.caller.key_id).get(short).name
+        except UnknownContextError:
+            return name  # one that Google keeps
+
+    async def _with_files(self, content: Content) -> Content:
+        parts = [await self._with_file(part) for part in content.parts]
+        return content.model_copy(update={"parts": tuple(parts)})
+
+    async def _with_file(self, part: Part) -> Part:
+        if isinstance(part, CallResult):
+            media = [await self._file(item) if _is_own(item) else item for item in part.media]
+            return part.model_copy(update={"media": tuple(media)})
+        return await self._file(part) if _is_own(part) else part
+
+    async def _file(self, part: Part) -> Data:
+        assert isinstance(part, FileRef)
+        if self.studio.files is None:
+            raise NotBuiltError("no files are kept here", where="file_id", remedy="Send its data.")
+        return await asyncio.to_thread(self._read, part.uri.removeprefix(OWN_FILES))
+
+    def _read(self, file: str) -> Data:
+        record = self.studio.files.get(file, owner=self.caller.key_id)
+        return Data(
+            media_type=record.mime, data=self.studio.files.path(record.id).read_bytes(), name=record.name
+        )
+
+
+def _parts(content: Content) -> Iterator[Part]:
+    for part in content.parts:
+        yield part
+        if isinstance(part, CallResult):
+            yield from part.media
+
+
+def _is_own(part: Part) -> bool:
+    return isinstance(part, FileRef) and part.uri.startswith(OWN_FILES)

@@ -1,0 +1,30 @@
+"""Requests in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from studiolo.server.openai.wire import Wire
+
+_OURS = "#/$defs/"
+
+
+def body(kind: type[Wire]) -> dict[str, Any]:
+    """What a route that reads its own body says of it: the schema, without references."""
+    schema = kind.model_json_schema()
+    whole = _inlined(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": whole}}}}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_inlined(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inlined(definitions[node["$ref"].removeprefix(_OURS)], definitions)
+    return {
+        key: _inlined(value, definitions)
+        for key, value in node.items()
+        if key != "discriminator"  # it refers to the definitions, and the constants say the same
+    }
