@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import APIRouter
 
 from studiolo.language.caching.cached import Cached
 from studiolo.language.caching.contexts import Contexts
@@ -65,18 +66,23 @@ def stub_studio(home: Path, engines: Mapping[str, Any], **settings: Any) -> Stud
 
 
 @contextmanager
-def serving(home: Path, engines: Mapping[str, Any], **settings: Any) -> Iterator[Serving]:
+def serving(
+    home: Path, engines: Mapping[str, Any], *routers: APIRouter, **settings: Any
+) -> Iterator[Serving]:
     """The server for the time of the block; `settings` are fields of Settings."""
     studio = stub_studio(home, engines, **settings)
-    with running(studio) as (server, port):
+    with running(studio, *routers) as (server, port):
         yield Serving(f"http://127.0.0.1:{port}", port, studio, dict(engines), server)
 
 
 @contextmanager
-def running(studio: Studio) -> Iterator[tuple[uvicorn.Server, int]]:
-    """Uvicorn in a thread over this studio, and its port."""
+def running(studio: Studio, *routers: APIRouter) -> Iterator[tuple[uvicorn.Server, int]]:
+    """Uvicorn in a thread over this studio, and its port; `routers` are a test's own routes."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(studio), log_config=None, timeout_graceful_shutdown=5))
+    app = create_app(studio)
+    for router in routers:
+        app.include_router(router)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
     started = threading.Event()
 
     async def serve() -> None:

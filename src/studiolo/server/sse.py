@@ -62,7 +62,6 @@ class Stream(Response):
         self, events: AsyncGenerator[Event], *, broken: Broken, headers: Mapping[str, str] | None = None
     ) -> None:
         self.status_code, self.background = 200, None
-        self.body = b""
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
         self._events, self._broken = events, broken
 

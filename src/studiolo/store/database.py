@@ -131,9 +131,7 @@ def _engine(url: sa.URL) -> sa.Engine:
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = (
-        None  # transactions begin when `_begin_sqlite` says so, not on the first write
-    )
+    connection.isolation_level = None  # `_begin_sqlite` begins them, not the first write
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {_PATIENCE}")
     cursor.execute("PRAGMA journal_mode = WAL")
