@@ -18,6 +18,7 @@ from studiolo.language.conversation import (
     GenerationConfig,
     Request,
     Response,
+    Show,
     Thinking,
     ThinkingMode,
     Tool,
@@ -71,6 +72,7 @@ def asked(engine: LocalEngine, *said: Any, max_tokens: int = 64, **named: Any) -
     response, prompt = asyncio.run(run())
     assert response.usage.prompt == prompt
     assert response.usage.answer + response.usage.thoughts <= max_tokens
+    assert response.usage.summaries <= 64
     return response
 
 
@@ -116,6 +118,17 @@ def test_a_thought_keeps_to_its_budget_and_the_answer_to_its_schema(engine, budg
     assert response.usage.thoughts <= budget
     assert response.candidates[0].finish is FinishReason.STOP
     assert fault(json.loads(response.text), PERSON) == ""
+
+
+def test_a_thought_is_summed_up_by_the_model_that_thought_it(engine):
+    thinking = Thinking(mode=ThinkingMode.BUDGET, budget=48, show=Show.FULL)
+    full = asked(engine, "What is a studiolo?", max_tokens=80, thinking=thinking)
+    brief = thinking.model_copy(update={"show": Show.SUMMARY})
+    summed = asked(engine, "What is a studiolo?", max_tokens=80, thinking=brief)
+    assert summed.text == full.text
+    assert summed.usage.thoughts == full.usage.thoughts
+    assert summed.usage.summaries > 0 == full.usage.summaries
+    assert summed.candidates[0].content.thoughts not in ("", full.candidates[0].content.thoughts)
 
 
 def test_the_thought_is_in_the_cache_when_the_answer_begins(engine, monkeypatch):

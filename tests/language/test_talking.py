@@ -52,6 +52,20 @@ def test_the_answer_goes_to_standard_output_and_thoughts_do_not():
     assert "Let me see." in done.stderr
 
 
+@pytest.mark.parametrize(("how", "told"), [("full", "Let me see."), ("summary", "A look."), ("hidden", "")])
+def test_what_is_shown_of_thoughts_can_be_chosen(how, told):
+    says = ["Let me see.</think>", *(["A look."] if how == "summary" else []), "Because."]
+    done = studiolo("ask", "Why?", "--think", "50", "--thoughts", how, says=says)
+    assert (done.returncode, done.stdout) == (0, "Because.\n")
+    assert [text for text in ("Let me see.", "A look.") if text in done.stderr] == ([told] if told else [])
+
+
+def test_a_wish_for_thoughts_needs_a_wish_to_think():
+    done = studiolo("ask", "Why?", "--thoughts", "summary", says=[])
+    assert done.returncode == 2
+    assert "told to think" in done.stderr
+
+
 def test_piped_text_goes_before_the_question():
     done = studiolo("ask", "Who wrote this?", "--json", says=["Ada."], typed="Dear Charles ...\n")
     said = json.loads(done.stdout)
