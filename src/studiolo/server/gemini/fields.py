@@ -1,0 +1,334 @@
+"""Every field of the Gemini dialect that requests may bring, and what becomes of it.
+
+Named as https://ai.google.dev/api and the types of google-genai name them. A field that is not here is
+refused as unknown, as Google does it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class Support(StrEnum):
+    """SUPPORTED: does what Google says of it. EMULATED: nearly; the note says how not. IGNORED: taken, and
+    without effect here; the note says why. REFUSED: an error, unless it asks for nothing (null, false, an
+    empty list or text, or an enum's *_UNSPECIFIED)."""
+
+    SUPPORTED = "supported"
+    EMULATED = "emulated"
+    IGNORED = "ignored"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field.
+
+    Attributes:
+        type: `text`, `integer`, `number`, `flag`, `bytes`, `json` (any value), `object`, `time` (RFC 3339),
+            `duration` ("3.5s"), or the name of an enum or a message below.
+        many: a list of these; one alone is taken for a list of one.
+        keyed: an object whose values are of `type`.
+        least, most: the range of a number.
+    """
+
+    type: str
+    note: str = ""
+    support: Support = Support.SUPPORTED
+    many: bool = False
+    keyed: bool = False
+    least: float | None = None
+    most: float | None = None
+
+
+def _emulated(type_: str, note: str) -> Field:
+    return Field(type_, note, Support.EMULATED)
+
+
+def _ignored(type_: str, note: str) -> Field:
+    return Field(type_, note, Support.IGNORED)
+
+
+def _refused(note: str, type_: str = "json") -> Field:
+    return Field(type_, note, Support.REFUSED)
+
+
+def _list(field: Field | str) -> Field:
+    return replace(Field(field) if isinstance(field, str) else field, many=True)
+
+
+TEXT, FLAG, JSON = Field("text"), Field("flag"), Field("json")
+
+ENUMS: dict[str, tuple[str, ...]] = {
+    "Type": ("TYPE_UNSPECIFIED", "STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"),
+    "FunctionCallingConfig.Mode": ("MODE_UNSPECIFIED", "AUTO", "ANY", "NONE", "VALIDATED"),
+    "ThinkingLevel": ("THINKING_LEVEL_UNSPECIFIED", "MINIMAL", "LOW", "MEDIUM", "HIGH", "XHIGH"),
+    "Modality": ("MODALITY_UNSPECIFIED", "TEXT", "IMAGE", "AUDIO", "VIDEO"),
+    "HarmCategory": (
+        "HARM_CATEGORY_UNSPECIFIED", "HARM_CATEGORY_HARASSMENT", "HARM_CATEGORY_HATE_SPEECH",
+        "HARM_CATEGORY_SEXUALLY_EXPLICIT", "HARM_CATEGORY_DANGEROUS_CONTENT",
+        "HARM_CATEGORY_CIVIC_INTEGRITY", "HARM_CATEGORY_JAILBREAK", "HARM_CATEGORY_IMAGE_HATE",
+        "HARM_CATEGORY_IMAGE_DANGEROUS_CONTENT", "HARM_CATEGORY_IMAGE_HARASSMENT",
+        "HARM_CATEGORY_IMAGE_SEXUALLY_EXPLICIT",
+    ),
+    "HarmBlockThreshold": (
+        "HARM_BLOCK_THRESHOLD_UNSPECIFIED", "BLOCK_LOW_AND_ABOVE", "BLOCK_MEDIUM_AND_ABOVE",
+        "BLOCK_ONLY_HIGH", "BLOCK_NONE", "OFF",
+    ),
+    "HarmBlockMethod": ("HARM_BLOCK_METHOD_UNSPECIFIED", "SEVERITY", "PROBABILITY"),
+    "Behavior": ("UNSPECIFIED", "BEHAVIOR_UNSPECIFIED", "BLOCKING", "NON_BLOCKING"),
+    "MediaResolution": (
+        "MEDIA_RESOLUTION_UNSPECIFIED", "MEDIA_RESOLUTION_LOW", "MEDIA_RESOLUTION_MEDIUM",
+        "MEDIA_RESOLUTION_HIGH", "MEDIA_RESOLUTION_ULTRA_HIGH",
+    ),
+    "ServiceTier": ("UNSPECIFIED", "STANDARD", "FLEX", "PRIORITY"),
+    "Scheduling": ("SCHEDULING_UNSPECIFIED", "SILENT", "WHEN_IDLE", "INTERRUPT"),
+}  # fmt: skip
+"""Their values, taken in any case."""
+
+_NO_SEARCH = _refused("there is no such tool here; declare a function, and answer its calls")
+_LIVE = "of live sessions, which there are none of"
+_SPEECH = _refused("answers are text")
+
+_SCHEMA: dict[str, Field] = {
+    "type": Field("Type"),
+    "format": Field("text", "enforced where the constraint engine knows it"),
+    "title": TEXT,
+    "description": TEXT,
+    "nullable": FLAG,
+    "enum": _list("text"),
+    "items": Field("Schema"),
+    "prefixItems": _list("Schema"),
+    "minItems": Field("integer", least=0),
+    "maxItems": Field("integer", least=0),
+    "properties": Field("Schema", keyed=True),
+    "required": _list("text"),
+    "minProperties": Field("integer", least=0),
+    "maxProperties": Field("integer", least=0),
+    "minLength": Field("integer", least=0),
+    "maxLength": Field("integer", least=0),
+    "pattern": TEXT,
+    "minimum": Field("number"),
+    "maximum": Field("number"),
+    "anyOf": _list("Schema"),
+    "propertyOrdering": _list(Field("text", "the order in which properties are written")),
+    "default": JSON,
+    "example": JSON,
+    "additionalProperties": Field("json", "a flag or a Schema; by default no others are allowed"),
+    "defs": Field("Schema", keyed=True),
+    "ref": TEXT,
+    "$defs": Field("Schema", keyed=True),
+    "$ref": TEXT,
+}
+
+_CONTENT: dict[str, Field] = {
+    "role": Field("text", "user, model, or function for the results of functions; without one: user"),
+    "parts": _list("Part"),
+}
+
+_PART: dict[str, Field] = {
+    "text": TEXT,
+    "inlineData": Field("Blob", "passed on to models that take it; models here read text"),
+    "fileData": Field("FileData", "the same"),
+    "functionCall": Field("FunctionCall"),
+    "functionResponse": Field("FunctionResponse"),
+    "thought": FLAG,
+    "thoughtSignature": Field("bytes", "kept, and sent back to the upstream that made it"),
+    "partMetadata": _ignored("object", "it is the client's own"),
+    "videoMetadata": _refused("films are not cut here; cut them before"),
+    "mediaResolution": _refused("media are read as they are"),
+    "executableCode": _refused("there is no code execution here"),
+    "codeExecutionResult": _refused("there is no code execution here"),
+    "toolCall": _refused("tools of the server's side: there are none here"),
+    "toolResponse": _refused("tools of the server's side: there are none here"),
+}
+
+_GENERATION: dict[str, Field] = {
+    "temperature": Field("number", least=0, most=2),
+    "topP": Field("number", least=0, most=1),
+    "topK": Field("integer", least=0),
+    "candidateCount": Field("integer", "up to 16, as far as the model goes", least=1, most=16),
+    "maxOutputTokens": Field("integer", "with the thoughts, as at Google", least=1),
+    "stopSequences": _list(Field("text", "up to 16")),
+    "seed": Field("integer", least=-(2**31), most=2**31 - 1),
+    "presencePenalty": Field("number", least=-2, most=2),
+    "frequencyPenalty": Field("number", least=-2, most=2),
+    "responseMimeType": Field("text", "text/plain, application/json, text/x.enum"),
+    "responseSchema": Field("Schema", "enforced while decoding; what cannot be enforced is refused"),
+    "responseJsonSchema": Field("json", "the same, as JSON Schema"),
+    "responseLogprobs": Field("flag", "where the model tells them"),
+    "logprobs": Field("integer", "alternatives for each token", least=0, most=20),
+    "thinkingConfig": Field("ThinkingConfig"),
+    "responseModalities": _list(Field("Modality", "TEXT; IMAGE of models that draw")),
+    "imageConfig": Field("ImageConfig", "of pictures; refused where no IMAGE is asked for"),
+    "mediaResolution": _refused("media are read as they are", "MediaResolution"),
+    "speechConfig": _SPEECH,
+    "audioTimestamp": _refused("sounds have no time stamps here"),
+    "audioTranscriptionConfig": _SPEECH,
+    "translationConfig": _SPEECH,
+    "enableEnhancedCivicAnswers": _refused("there are no such answers here"),
+    "enableAffectiveDialog": _SPEECH,
+    "routingConfig": _refused("the model is the one that is named"),
+    "modelConfig": _refused("the model is the one that is named"),
+    "modelSelectionConfig": _refused("the model is the one that is named"),
+    "responseFormat": _refused("use responseMimeType and responseSchema"),
+}
+
+_REQUEST: dict[str, Field] = {
+    "model": Field("text", "must be the one of the path, if it is there"),
+    "contents": _list("Content"),
+    "systemInstruction": Field("Content", "text"),
+    "tools": _list("Tool"),
+    "toolConfig": Field("ToolConfig"),
+    "safetySettings": _list("SafetySetting"),
+    "generationConfig": Field("GenerationConfig"),
+    "cachedContent": TEXT,
+    "labels": _ignored("object", "they are for Google's bills"),
+    "serviceTier": _ignored("ServiceTier", "there is one tier"),
+    "store": _refused("nothing of a conversation is kept here", "flag"),
+    "continuationToken": _refused("answers are not continued"),
+    "modelArmorConfig": _refused("use safetySettings"),
+}
+
+_EMBEDDING = {
+    "taskType": _ignored("text", "the models here have one embedding for all tasks"),
+    "title": _ignored("text", "the same"),
+    "outputDimensionality": Field("integer", "cut, and of unit length again", least=1),
+    "autoTruncate": _ignored("flag", "texts that are too long are cut, or refused, as the model does it"),
+}
+
+MESSAGES: dict[str, dict[str, Field]] = {
+    "GenerateContentRequest": _REQUEST,
+    "CountTokensRequest": {
+        **{name: _REQUEST[name] for name in ("model", "contents", "systemInstruction", "tools")},
+        "generationConfig": Field("GenerationConfig"),
+        "generateContentRequest": Field("GenerateContentRequest", "instead of all others"),
+    },
+    "EmbedContentRequest": {
+        "model": _REQUEST["model"],
+        "content": Field("Content", "its texts, joined"),
+        **_EMBEDDING,
+        "embedContentConfig": Field("EmbedContentConfig"),
+    },
+    "EmbedContentConfig": {
+        **_EMBEDDING,
+        "documentOcr": _refused("texts alone are embedded"),
+        "audioTrackExtraction": _refused("texts alone are embedded"),
+    },
+    "BatchEmbedContentsRequest": {"model": _REQUEST["model"], "requests": _list("EmbedContentRequest")},
+    "PredictRequest": {
+        "instances": _list(Field("EmbedInstance", "of models that embed")),
+        "parameters": Field("EmbedParameters"),
+    },
+    "EmbedInstance": {
+        "content": TEXT,
+        "taskType": _EMBEDDING["taskType"],
+        "title": _EMBEDDING["title"],
+        "mimeType": _ignored("text", "it is text"),
+    },
+    "EmbedParameters": {
+        "outputDimensionality": _EMBEDDING["outputDimensionality"],
+        "autoTruncate": _EMBEDDING["autoTruncate"],
+    },
+    "CachedContent": {
+        "name": Field("text", "is made by the server; only a PATCH may repeat it"),
+        "model": TEXT,
+        "displayName": TEXT,
+        "contents": _list("Content"),
+        "systemInstruction": Field("Content", "text"),
+        "tools": _list("Tool"),
+        "toolConfig": Field("ToolConfig"),
+        "ttl": Field("duration", "without it and expireTime: an hour"),
+        "expireTime": Field("time"),
+        "createTime": _ignored("text", "the server says it"),
+        "updateTime": _ignored("text", "the server says it"),
+        "usageMetadata": _ignored("object", "the server says it"),
+        "kmsKeyName": _refused("contexts are kept as files, without keys of their own"),
+    },
+    "GenerationConfig": _GENERATION,
+    "Content": _CONTENT,
+    "Part": _PART,
+    "Blob": {
+        "mimeType": TEXT,
+        "data": Field("bytes"),
+        "displayName": TEXT,
+    },
+    "FileData": {"mimeType": TEXT, "fileUri": TEXT, "displayName": _ignored("text", "the file has its name")},
+    "FunctionCall": {
+        "id": TEXT,
+        "name": TEXT,
+        "args": Field("object"),
+        "partialArgs": _refused("calls are whole"),
+        "willContinue": _refused("calls are whole", "flag"),
+    },
+    "FunctionResponse": {
+        "id": TEXT,
+        "name": TEXT,
+        "response": Field("object"),
+        "parts": _list("FunctionResponsePart"),
+        "scheduling": _refused(_LIVE, "Scheduling"),
+        "willContinue": _refused(_LIVE, "flag"),
+    },
+    "FunctionResponsePart": {
+        "inlineData": Field("Blob"),
+        "fileData": Field("FileData"),
+        "videoMetadata": _PART["videoMetadata"],
+        "mediaResolution": _PART["mediaResolution"],
+    },
+    "Tool": {
+        "functionDeclarations": _list("FunctionDeclaration"),
+        "googleSearch": _NO_SEARCH,
+        "googleSearchRetrieval": _NO_SEARCH,
+        "googleMaps": _NO_SEARCH,
+        "enterpriseWebSearch": _NO_SEARCH,
+        "parallelAiSearch": _NO_SEARCH,
+        "exaAiSearch": _NO_SEARCH,
+        "retrieval": _NO_SEARCH,
+        "fileSearch": _NO_SEARCH,
+        "urlContext": _NO_SEARCH,
+        "codeExecution": _NO_SEARCH,
+        "computerUse": _NO_SEARCH,
+        "mcpServers": _refused("the client's library calls them; the server does not"),
+    },
+    "FunctionDeclaration": {
+        "name": TEXT,
+        "description": TEXT,
+        "parameters": Field("Schema", "arguments are always valid against it"),
+        "parametersJsonSchema": Field("json", "the same, as JSON Schema"),
+        "response": _emulated("Schema", "passed on to upstreams; models here are not told"),
+        "responseJsonSchema": _emulated("json", "the same"),
+        "behavior": Field("Behavior", "BLOCKING; NON_BLOCKING is refused: it is " + _LIVE),
+    },
+    "ToolConfig": {
+        "functionCallingConfig": Field("FunctionCallingConfig"),
+        "retrievalConfig": _refused("there is no retrieval here"),
+        "includeServerSideToolInvocations": _refused("tools of the server's side: there are none", "flag"),
+    },
+    "FunctionCallingConfig": {
+        "mode": Field("FunctionCallingConfig.Mode", "AUTO and VALIDATED are one: arguments are always valid"),
+        "allowedFunctionNames": _list(Field("text", "with ANY and VALIDATED")),
+        "streamFunctionCallArguments": _refused("calls come whole", "flag"),
+    },
+    "SafetySetting": {
+        "category": Field("HarmCategory", "of text; those of images only OFF or BLOCK_NONE"),
+        "threshold": Field("HarmBlockThreshold"),
+        "method": Field("HarmBlockMethod", "PROBABILITY; SEVERITY is refused"),
+    },
+    "ThinkingConfig": {
+        "includeThoughts": Field("flag", "thoughts come in full, where Google sums them up"),
+        "thinkingBudget": Field("integer", "-1: as long as the model likes; 0: none", least=-1),
+        "thinkingLevel": _emulated("ThinkingLevel", "XHIGH is HIGH"),
+    },
+    "ImageConfig": {
+        "aspectRatio": TEXT,
+        "imageSize": TEXT,
+        "personGeneration": _refused("nobody looks for persons here"),
+        "prominentPeople": _refused("nobody looks for persons here"),
+        "outputMimeType": TEXT,
+        "outputCompressionQuality": Field("integer", least=0, most=100),
+        "imageOutputOptions": JSON,
+    },
+    "Schema": _SCHEMA,
+}
+"""The fields of each message, by their names on the wire (camelCase; snake_case is taken everywhere)."""

@@ -1,0 +1,28 @@
+"""The routes of the Gemini dialect, below `/gemini/v1beta` (see `server.dialects`)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from studiolo.server.gemini import caches, content, embeddings, models
+
+# Enterprise clients put these before all names; whose project it is, the key says.
+_PROJECT = "/projects/{project}/locations/{location}"
+_ENTERPRISE = ("/publishers/google", _PROJECT, f"{_PROJECT}/publishers/google")
+
+
+def router() -> APIRouter:
+    """All of them. The OpenAPI document tells of the plain paths."""
+    router = APIRouter(tags=["gemini"])
+    router.include_router(_below(""))
+    for before in _ENTERPRISE:
+        router.include_router(_below(before), include_in_schema=False)
+    return router
+
+
+def _below(before: str) -> APIRouter:
+    router = APIRouter()
+    for part in (content, embeddings, models):
+        part.add_routes(router, f"{before}/models")
+    caches.add_routes(router, f"{before}/cachedContents")
+    return router
