@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -32,7 +33,7 @@ Kind = Literal[
 
 
 class KeyRefusedError(AuthenticationError):
-    """There is no key with the request where one is needed, or it is none of ours, expired or revoked (401)."""
+    """A key is needed, and there is none, or it is unknown, expired or revoked (401)."""
 
 
 class NotPermittedError(AuthenticationError):
@@ -45,7 +46,8 @@ class NotBuiltError(UnsupportedError):
 
 @dataclass(frozen=True)
 class Told:
-    """What a client is told. `status` is of HTTP, `retry_after` in seconds, `where` the field at fault."""
+    """What a client is told. `status` is of HTTP, `retry_after` in seconds, `where` the field at fault,
+    `cause` the kind of the error where it was one of ours."""
 
     status: int
     message: str
@@ -53,6 +55,7 @@ class Told:
     remedy: str | None = None
     retry_after: float | None = None
     kind: Kind = "internal"
+    cause: type[StudioloError] | None = None
 
     @property
     def text(self) -> str:
@@ -113,25 +116,19 @@ def _of_ours(error: StudioloError) -> Told:
         return Told(502, f"the upstream refused this server: {error.message}", error.where, kind="upstream")
     for kind, status, word in _STATUS:
         if isinstance(error, kind):
-            return Told(
-                status, error.message, _shown(error), error.remedy, getattr(error, "retry_after", None), word
-            )
+            after = getattr(error, "retry_after", None)
+            return Told(status, error.message, _shown(error), error.remedy, after, word, type(error))
     if isinstance(error, LanguageError):
         return Told(500, error.message, _shown(error), error.remedy)
     return Told(400, error.message, _shown(error), error.remedy, kind="invalid")
 
 
 def _of_validation(error: ValidationError | RequestValidationError) -> Told:
-    found = error.errors() if isinstance(error, RequestValidationError) else _plain(error)
+    found: Sequence[Any] = error.errors()
     first = found[0]
     where = ".".join(str(step) for step in first["loc"] if step != "body")
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return Told(400, f"{first['msg']}{more}", where or None, kind="invalid")
-
-
-def _plain(error: ValidationError) -> list[dict[str, object]]:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return [dict(entry) for entry in found]
 
 
 def _of_http(error: HTTPException) -> Told:
