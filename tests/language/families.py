@@ -257,8 +257,10 @@ GEMMA4 = """\
                 {%- if follow.role != 'tool' -%}{%- set ns.stopped = true -%}{%- endif -%}
                 {%- if not ns.stopped -%}
                     {%- set ns.answered = true -%}
-                    {{- '<|tool_response>response:' + follow.name + '{value:' -}}
-                    {{- value(follow.content) + '}<tool_response|>' -}}
+                    {{- '<|tool_response>response:' + follow.name + '{' -}}
+                    {%- if follow.content is mapping -%}{{- members(follow.content) -}}
+                    {%- else -%}{{- 'value:' + value(follow.content) -}}{%- endif -%}
+                    {{- '}<tool_response|>' -}}
                 {%- endif -%}
             {%- endfor -%}
         {%- endif -%}
@@ -277,5 +279,5 @@ GEMMA4_INLINE = (
     GEMMA4.replace("message.role != 'tool'", "true")
     .replace("for follow in messages[loop.index:]", "for follow in message.tool_responses or []")
     .replace("follow.role != 'tool'", "false")
-    .replace("follow.content", "follow.response")
+    .replace("follow.content", "follow.response")  # an object, or a text
 )

@@ -154,9 +154,12 @@ def test_results_go_into_the_message_that_called_where_the_template_wants_them_t
     both = (
         user("Rome?"),
         model(Call(name="f", arguments={}, id="1"), Call(name="g", arguments={"x": [True]}, id="2")),
-        user(CallResult(name="g", result="two", id="2"), CallResult(name="f", result="one", id="1")),
+        user(
+            CallResult(name="g", result={"n": "two", "ok": True}, id="2"),
+            CallResult(name="f", result="one", id="1"),
+        ),
     )
-    answers = [{"name": "g", "response": "two"}, {"name": "f", "response": "one"}]
+    answers = [{"name": "g", "response": {"n": "two", "ok": True}}, {"name": "f", "response": "one"}]
     calls = [
         {"function": {"name": "f", "arguments": {}}},
         {"function": {"name": "g", "arguments": {"x": [True]}}},
@@ -169,7 +172,7 @@ def test_results_go_into_the_message_that_called_where_the_template_wants_them_t
     assert text(source, both) == by_transformers(source, messages)
     assert text(source, both).endswith(
         "<|tool_call>call:f{}<tool_call|><|tool_call>call:g{x:[true]}<tool_call|>"
-        '<|tool_response>response:g{value:<|"|>two<|"|>}<tool_response|>'
+        '<|tool_response>response:g{n:<|"|>two<|"|>,ok:true}<tool_response|>'
         '<|tool_response>response:f{value:<|"|>one<|"|>}<tool_response|>'
     )
 

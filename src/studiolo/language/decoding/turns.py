@@ -140,14 +140,21 @@ def _returned(
     """A turn of the user's with its results in the template's own form."""
     made: list[Message] = []
     for result in _results(content):
-        text = vault.hide(result_text(result.result), wanted=True)
         number = numbers.of_result(result)
         if form.inline and "tool_calls" in before:
-            before.setdefault("tool_responses", []).append({"name": result.name, "response": text})
+            before.setdefault("tool_responses", []).append(_response(result, vault))
         else:
+            text = vault.hide(result_text(result.result), wanted=True)
             made.append({"role": "tool", "name": result.name, "tool_call_id": number, "content": text})
     said = vault.hide(content.text, wanted=True)
     return [*made, {"role": "user", "content": said}] if said else made
+
+
+def _response(result: CallResult, vault: Vault) -> dict[str, Any]:
+    """A result as a field of the message that called: objects stay objects."""
+    value = result.result
+    said = vault.hide_json(value) if isinstance(value, dict) else vault.hide(result_text(value), wanted=True)
+    return {"name": result.name, "response": said}
 
 
 def _user(content: Content, vault: Vault) -> list[Message]:
