@@ -62,6 +62,11 @@ SOUND: list[tuple[Any, list[str], list[str]]] = [
     ({"pattern": r"^\s$"}, ["\u2003"], ["\u0085", "x"]),
     ({"pattern": r"^[\s\S]{2}$"}, ["a "], ["a"]),
     ({"pattern": r"^\\S$"}, ["\\S"], ["x"]),
+    (
+        {"format": "uri"},
+        ["https://example.com:80/a%20b?c#d", "urn:isbn:1"],
+        ["example.com", "http://a b/", ":"],
+    ),
     ({"const": {"format": "date"}}, [], ["2023-02-29"]),
 ]
 
@@ -157,6 +162,27 @@ def test_random_answers_are_valid_or_told_to_be_cut_off(schema):
             ).validate(json.loads(text))
             completed += 1
     assert completed > 20
+
+
+FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+
+
+def test_llama_cpp_keeps_every_format_that_is_taken(smollm2):
+    """Its llguidance is another than the one that judges here; and what it cannot hold it drops."""
+    from studiolo.language.engines.completer import Completion, Sampling
+    from studiolo.language.engines.llamacpp import LlamaCpp
+
+    async def begun() -> list[str]:
+        completer = LlamaCpp(smollm2, context=128, slots=1)
+        prompt, found = completer.tokenize("An example:"), []
+        for form in FORMATS:
+            rule = script.constraint_of({"type": "string", "format": form})
+            wanted = Completion(prompt, 3, Sampling(temperature=0.0), constraint=rule)
+            found.append("".join([piece.text async for piece in completer.complete(wanted)]))
+        await completer.close()
+        return found
+
+    assert all(text.startswith('"') for text in asyncio.run(begun()))
 
 
 def test_answers_of_a_model_are_valid_or_told_to_be_cut_off(smollm2):

@@ -30,9 +30,25 @@ _REAL = {
 has one, and no year is 0000, which Python's dates do not know."""
 
 
+_IN_URIS = "(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+_AUTHORITY = "//(?:[A-Za-z0-9._~-]+@)?[A-Za-z0-9._~-]+(?::[0-9]{1,5})?"
+_URI = (
+    f"^[A-Za-z][A-Za-z0-9+.-]*:(?:{_AUTHORITY}(?:/{_IN_URIS}*)*|/?{_IN_URIS}+(?:/{_IN_URIS}*)*)"
+    f"(?:[?](?:{_IN_URIS}|[/?])*)?(?:#(?:{_IN_URIS}|[/?])*)?$"
+)
+"""A URI (RFC 3986) without addresses of IPv6. llguidance's own is too large for the one in llama.cpp, which
+loses the constraint at once."""
+
+
 def mended(schema: Any) -> Any:
-    """The schema with what llguidance is to be told besides."""
-    return changed(schema, lambda inner: _with_real_days(_with_ecma_space(inner)))
+    """The schema with what llguidance is to be told besides, or instead."""
+    return changed(schema, lambda inner: _with_real_days(_with_plain_uris(_with_ecma_space(inner))))
+
+
+def _with_plain_uris(schema: Schema) -> Schema:
+    if schema.get("format") != "uri":
+        return schema
+    return _with_pattern({key: value for key, value in schema.items() if key != "format"}, _URI)
 
 
 def _with_ecma_space(schema: Schema) -> Schema:
@@ -50,8 +66,11 @@ def _ecma_space(escape: re.Match[str]) -> str:
 
 def _with_real_days(schema: Schema) -> Schema:
     pattern = _REAL.get(str(schema.get("format")))
-    if pattern is None:
-        return schema
+    return schema if pattern is None else _with_pattern(schema, pattern)
+
+
+def _with_pattern(schema: Schema, pattern: str) -> Schema:
+    """The schema with one pattern more."""
     if "pattern" not in schema:
         return {**schema, "pattern": pattern}
     return {**schema, "allOf": [*schema.get("allOf", ()), {"pattern": pattern}]}
