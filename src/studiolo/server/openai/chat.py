@@ -33,6 +33,7 @@ FIELDS = {
     "config.frequency_penalty": "frequency_penalty",
     "config.logprobs": "logprobs",
     "config.max_tokens": "max_completion_tokens",
+    "config.modalities": "modalities",
     "config.presence_penalty": "presence_penalty",
     "config.seed": "seed",
     "config.stop": "stop",

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from studiolo import __version__
 from studiolo.language.conversation import (
     Call,
     Candidate,
+    Data,
     Delta,
     FinishReason,
     Response,
@@ -126,6 +128,8 @@ def _choice(index: int, candidate: Candidate, frame: Frame) -> JSON:
         message["reasoning_content"] = content.thoughts
     if calls:
         message["tool_calls"] = [_call(call, frame) for call in calls]
+    if pictures := [part for part in content.parts if isinstance(part, Data)]:
+        message["images"] = [_picture(number, part) for number, part in enumerate(pictures)]
     if candidate.finish in WITHHELD and candidate.finish_message:
         message["refusal"] = candidate.finish_message
     return {
@@ -139,6 +143,15 @@ def _choice(index: int, candidate: Candidate, frame: Frame) -> JSON:
 def _withheld_prompt() -> JSON:
     message = {"role": "assistant", "content": None, "refusal": _SAID_OF_THE_PROMPT}
     return {"index": 0, "message": message, "logprobs": None, "finish_reason": "content_filter"}
+
+
+def _picture(number: int, picture: Data) -> JSON:
+    """As OpenRouter gives pictures that models make."""
+    return {"type": "image_url", "index": number, "image_url": {"url": data_url(picture)}}
+
+
+def data_url(data: Data) -> str:
+    return f"data:{data.media_type};base64,{base64.b64encode(data.data).decode()}"
 
 
 def arguments_text(call: Call) -> str:
@@ -182,6 +195,7 @@ class Chunks:
     def __init__(self, frame: Frame, *, include_usage: bool = False) -> None:
         self._frame, self._include_usage = frame, include_usage
         self._calls: dict[int, int] = {}  # of each candidate that has begun, how many calls it made
+        self._pictures: Counter[int] = Counter()
         self.usage = Usage()
 
     def of(self, delta: Delta) -> Iterator[JSON]:
@@ -216,6 +230,10 @@ class Chunks:
                 number = self._calls[index]
                 self._calls[index] += 1
                 return {"tool_calls": [{"index": number, **_call(delta.part, self._frame)}]}
+            case Data():
+                number = self._pictures[index]
+                self._pictures[index] += 1
+                return {"images": [_picture(number, delta.part)]}
             case _:
                 return {}
 

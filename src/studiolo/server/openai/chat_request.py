@@ -124,8 +124,10 @@ def _model_parts(message: w.AssistantMessage, where: str) -> Iterator[Part]:
     if message.reasoning_content:
         yield Thought(text=message.reasoning_content)
     text = _model_words(message)
-    if text or not (message.tool_calls or message.reasoning_content):
+    if text or not (message.tool_calls or message.reasoning_content or message.images):
         yield Text(text=text)
+    for number, picture in enumerate(message.images or ()):
+        yield media.picture(picture.image_url.url, where=f"{where}.images[{number}].image_url.url")
     for number, call in enumerate(message.tool_calls or ()):
         yield _call(call, f"{where}.tool_calls[{number}]")
 
@@ -239,6 +241,7 @@ def _config(chat: w.ChatRequest, show: Show) -> GenerationConfig:
         format=asked.guided(
             _format(chat.response_format), chat.guided_choice, chat.guided_regex, chat.guided_grammar
         ),
+        modalities=tuple(chat.modalities or ("text",)),
         thinking=asked.thinking(chat.reasoning_effort, chat.thinking_budget, show),
     )
 

@@ -129,12 +129,17 @@ class CustomCall(Wire):
     index: Annotated[int | None, ignored("of a piece in a stream, sent back")] = None
 
 
+class MadePicture(ImagePart):
+    index: int | None = None
+
+
 class AssistantMessage(Wire):
     role: Literal["assistant"]
     content: ModelParts | None = None
     refusal: str | None = None
     tool_calls: list[Annotated[FunctionCall | CustomCall, Field(discriminator="type")]] | None = None
     reasoning_content: Annotated[str | None, extension("what the model thought, as it was answered")] = None
+    images: Annotated[list[MadePicture] | None, extension("pictures that it made, as answered")] = None
     name: ParticipantName = None
     annotations: Annotated[Any, ignored("sent back from an answer")] = None
     parsed: Annotated[Any, ignored("added by the client's own parser")] = None
@@ -330,6 +335,12 @@ class ChatRequest(Extensions):
         Literal["low", "medium", "high"] | None, emulated("by a sentence in the system text")
     ] = None
 
+    modalities: Annotated[
+        list[Literal["text", "image"]] | None,
+        Field(min_length=1),
+        extension("with image, of a model that draws: there is a picture in the answer; audio is refused"),
+    ] = None
+
     metadata: Annotated[Metadata | None, ignored("chat completions are not kept")] = None
     prediction: Annotated[dict[str, Any] | None, ignored("it makes no answer different")] = None
     prompt_cache_key: Annotated[str | None, ignored(CACHED_BY_ITSELF)] = None
@@ -346,6 +357,5 @@ class ChatRequest(Extensions):
     logit_bias: Annotated[
         dict[str, float] | None, refused("engines differ in their tokens, and take no bias", {})
     ] = None
-    modalities: Annotated[list[str] | None, refused("answers are in text", ["text"])] = None
     moderation: Annotated[Any, refused("use safety, or a context with safety settings")] = None
     web_search_options: Annotated[Any, refused("nothing is searched on the web")] = None
