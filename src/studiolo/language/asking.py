@@ -118,12 +118,14 @@ class Chat:
 
     async def astream(self, prompt: Prompt) -> AsyncGenerator[c.Delta]:
         """`deltas` for asynchronous callers. Functions are called between rounds, until the model asks for no
-        more of them."""
+        more of them; after `MAX_ROUNDS` it is offered none, and has to answer."""
         turns = [*self.contents, c.user(*_parts(prompt))]
         opened = await engine(self.model, reuse=self.reuse)
-        for _ in range(MAX_ROUNDS):
-            collector = Collector()
-            async with aclosing(opened.generate(self._request(opened.model, turns))) as stream:
+        for round_ in range(MAX_ROUNDS + 1):
+            collector, request = Collector(), self._request(opened.model, turns)
+            if round_ == MAX_ROUNDS:
+                request = request.model_copy(update={"tool_choice": c.ToolChoice(mode=c.ToolMode.NONE)})
+            async with aclosing(opened.generate(request)) as stream:
                 async for delta in stream:
                     collector.add(delta)
                     yield delta
@@ -136,9 +138,6 @@ class Chat:
                 self.contents = turns
                 return
             turns.append(c.user(*[await called(call, self.functions) for call in calls]))
-        raise UpstreamError(
-            f"the model called functions {MAX_ROUNDS} times without an answer", where=self.model
-        )
 
     def _request(self, model: str, turns: Sequence[c.Content]) -> c.Request:
         return c.Request(
