@@ -18,10 +18,14 @@ from fastapi import APIRouter
 from studiolo.language.caching.cached import Cached
 from studiolo.language.caching.contexts import Contexts
 from studiolo.server.app import create_app
-from studiolo.server.keys import Keys
+from studiolo.server.keys import KeyStore
+from studiolo.server.limits import Keys
+from studiolo.server.metrics import Metrics
 from studiolo.server.pool import EnginePool, ModelInfo
 from studiolo.server.settings import Settings
 from studiolo.server.studio import Studio
+from studiolo.store.database import Database
+from studiolo.store.uploads import Uploads
 
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -60,8 +64,13 @@ def stub_studio(home: Path, engines: Mapping[str, Any], **settings: Any) -> Stud
     def models() -> list[ModelInfo]:
         return [stub_info(name, engine) for name, engine in engines.items()]
 
-    pool = EnginePool(models, open_engine, lambda owner: studio.contexts_of(owner))
-    studio = Studio(settings=made, engines=pool, contexts=contexts, keys=Keys())
+    database, metrics = Database(made.database_url), Metrics()
+    pool = EnginePool(models, open_engine, lambda owner: studio.contexts_of(owner), metrics=metrics)
+    studio = Studio(
+        settings=made, database=database, engines=pool, contexts=contexts, metrics=metrics,
+        keys=Keys(KeyStore(database), needed=not made.is_loopback),
+        files=Uploads(database, home / "files", largest=made.largest_file, total=made.all_files),
+    )  # fmt: skip
     return studio
 
 

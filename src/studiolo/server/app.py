@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from studiolo import __version__
 from studiolo.errors import StudioloError
+from studiolo.server import operations
+from studiolo.server.bodies import Bounded
 from studiolo.server.dialects import GEMINI, OPENAI, Dialects
 from studiolo.server.errors import Told, told
+from studiolo.server.logs import Requests
 from studiolo.server.studio import Studio
+
+log = logging.getLogger("studiolo.server")
+EXPIRY = 600.0
+"""Seconds between two looks for files and contexts whose time is over."""
 
 
 def create_app(studio: Studio) -> FastAPI:
@@ -25,16 +35,32 @@ def create_app(studio: Studio) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        works = [asyncio.create_task(_expire(studio))]
+        if studio.settings.preload:
+            works.append(asyncio.create_task(_preload(studio)))
         yield
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
         await studio.close()
 
     app = FastAPI(title="Studiolo", version=__version__, lifespan=lifespan, redirect_slashes=False)
     app.state.studio = studio
-    for kind in (StudioloError, RequestValidationError, HTTPException):
+    for kind in (StudioloError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, answer_error)
+    app.include_router(operations.router())
     for name, prefix in (("gemini", GEMINI), ("openai", OPENAI)):
         _mount(app, f"studiolo.server.{name}.routes", prefix)
+    # The last one stands outermost.
+    app.add_middleware(
+        Bounded, largest_body=studio.settings.largest_body, largest_file=studio.settings.largest_file
+    )
     app.add_middleware(Dialects)
+    if studio.settings.cors:
+        _allow_origins(app, studio.settings.cors)
+    app.add_middleware(
+        Requests, metrics=studio.metrics, answer=answer_error, log_prompts=studio.settings.log_prompts
+    )
     return app
 
 
@@ -58,3 +84,31 @@ def envelope(dialect: str | None, said: Told) -> Response:
 def _mount(app: FastAPI, module: str, prefix: str) -> None:
     if find_spec(module) is not None:
         app.include_router(import_module(module).router(), prefix=prefix)
+
+
+def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after", "x-goog-upload-url", "x-goog-upload-status"],
+    )
+
+
+async def _preload(studio: Studio) -> None:
+    name = studio.settings.model
+    try:
+        async with studio.engines.lease(name):
+            log.info("the model is loaded", extra={"told": {"model": name}})
+    except StudioloError as error:
+        log.error("the model cannot be loaded", extra={"told": {"model": name, "why": str(error)}})
+
+
+async def _expire(studio: Studio) -> None:
+    await asyncio.to_thread(studio.files.sweep)
+    while True:
+        with suppress(Exception):  # the next look may go better; `ready` tells of a database that is away
+            await asyncio.to_thread(studio.files.expire)
+            await asyncio.to_thread(studio.contexts.expire)
+        await asyncio.sleep(EXPIRY)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from starlette.requests import Request
 
+from studiolo.server.limits import NOBODY, Caller
+from studiolo.server.logs import entry_of
 from studiolo.server.studio import studio_of
 
-
-@dataclass(frozen=True)
-class Caller:
-    """Who calls. `key_id` is None for whoever calls over loopback without a key: the owner of what is there
-    without one."""
-
-    key_id: str | None
-    name: str
-
-
-NOBODY = Caller(None, "loopback")
+__all__ = ["NOBODY", "Caller", "caller", "key_of"]
 
 
 def key_of(request: Request) -> str | None:
-    """The key of a request: Google's header or `?key=`, or OpenAI's bearer token."""
+    """The key of a request: Google's header, OpenAI's bearer token, or `?key=`."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else None
     return request.headers.get("x-goog-api-key") or bearer or request.query_params.get("key") or None
@@ -31,8 +21,14 @@ def key_of(request: Request) -> str | None:
 async def caller(request: Request) -> Caller:
     """Who calls; a dependency of every route but those of the operator.
 
+    The request counts against the key's limits until its answer has gone out, or its client has.
+
     Raises:
-        KeyRefusedError: a key is needed, and this is none.
-        RateLimitError: more than this key may now.
+        KeyRefusedError: a key is needed and there is none, or it is unknown, expired or revoked.
+        RateLimitError: this key has had, or has running, all that it may.
     """
-    return await studio_of(request).keys.admit(key_of(request), request)
+    entry = entry_of(request.scope)
+    if entry.caller is None:
+        entry.caller, leave = await studio_of(request).keys.admit(key_of(request))
+        entry.at_end.append(leave)
+    return entry.caller

@@ -7,13 +7,17 @@ import re
 from typing import Any
 
 from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studiolo.errors import TooLargeError
 from studiolo.language.errors import InvalidRequestError
+from studiolo.server.logs import entry_of
 from studiolo.server.studio import studio_of
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _ALIKE = bytes.maketrans(b"{}", b"[]")
+_UPLOADS = re.compile(r"/gemini/v1beta/upload/|/openai/v1/(files|uploads)(/|$)")
+_FORM = 2**20  # what a form needs around its file
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -27,6 +31,8 @@ async def json_body(request: Request) -> dict[str, Any]:
     settings = studio_of(request).settings
     data = await bounded_body(request, settings.largest_body)
     check_depth(data, settings.largest_depth)
+    if settings.log_prompts:
+        entry_of(request.scope).prompt = data
     try:
         value = json.loads(data, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
@@ -82,3 +88,33 @@ def check_depth(data: bytes, deepest: int) -> None:
 
 def _refused(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")
+
+
+class Bounded:
+    """Refuses bodies that say themselves that they are too large, and stops reading those that turn out so.
+
+    Uploads may be as large as a file, all else as `largest_body`.
+    """
+
+    def __init__(self, app: ASGIApp, *, largest_body: int, largest_file: int) -> None:
+        self.app, self._body, self._file = app, largest_body, largest_file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        largest = self._file + _FORM if _UPLOADS.match(scope["path"]) else self._body
+        request = Request(scope)
+        if int(request.headers.get("content-length", "0")) > largest:
+            raise too_large(largest)
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > largest:
+                raise too_large(largest)
+            return message
+
+        await self.app(scope, counted, send)

@@ -81,8 +81,8 @@ class Dialects:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             way = way_of(scope["path"], Headers(scope=scope), scope["query_string"].decode("latin-1"))
-            state = scope.setdefault("state", {})
-            state["dialect"], state["version"] = (way.dialect, way.version) if way else (None, None)
-            if way and way.path != scope["path"]:
-                scope = {**scope, "path": way.path, "raw_path": way.path.encode()}
+            if way is not None:
+                scope["state"] |= {"dialect": way.dialect, "version": way.version}
+                scope["path"] = way.path
+                scope["raw_path"] = way.path.encode()
         await self.app(scope, receive, send)

@@ -21,13 +21,14 @@ class Settings(Value):
     Attributes:
         data: the data folder; files, contexts, models and runs lie below it.
         database: an SQLAlchemy URL; None is `studiolo.sqlite` in the data folder.
-        model: loaded at the start, and what answers where no other is named.
+        model: what answers where no other is named.
+        preload: load it at the start; the server is not ready before.
         memory: what loaded models may take together; None: without limit.
         largest_body: of a request that is no upload.
         largest_depth: how deep the JSON of a request may be nested.
         largest_file: of one uploaded file.
         all_files: of all uploaded files together.
-        file_lifetime: for files whose owner names none; None: until they are deleted.
+        file_lifetime: of files that come by the Gemini dialect, as Google has it.
         cors: origins whose pages may call this server from a browser.
         drain: how long answers under way may take to end after the server is told to stop.
         log_prompts: write the bodies of requests into the log.
@@ -38,12 +39,13 @@ class Settings(Value):
     data: Path = Field(default_factory=home)
     database: str | None = None
     model: str = DEFAULT_MODEL
+    preload: bool = False
     memory: int | None = Field(default=None, gt=0)
     largest_body: int = Field(default=64 * MIB, gt=0)
     largest_depth: int = Field(default=64, gt=0)
     largest_file: int = Field(default=2 * GIB, gt=0)
     all_files: int = Field(default=20 * GIB, gt=0)
-    file_lifetime: float | None = Field(default=48 * 3600, gt=0)
+    file_lifetime: float = Field(default=48 * 3600, gt=0)
     cors: tuple[str, ...] = ()
     drain: float = Field(default=30, ge=0)
     log_prompts: bool = False

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import Request
 
 from studiolo.language.caching.contexts import Contexts
 from studiolo.language.conversation import Usage
+from studiolo.server import shelf
+from studiolo.server.limits import Caller, Keys
+from studiolo.server.logs import current
+from studiolo.server.metrics import Metrics
 from studiolo.server.pool import EnginePool
 from studiolo.server.settings import Settings
-
-if TYPE_CHECKING:
-    from studiolo.server.auth import Caller
-    from studiolo.server.keys import Keys
+from studiolo.store.database import Database
+from studiolo.store.uploads import Uploads
 
 
 @dataclass
@@ -22,32 +24,45 @@ class Studio:
     """The rooms behind the server; lives in `app.state.studio`."""
 
     settings: Settings
+    database: Database
     engines: EnginePool
     contexts: Contexts
     keys: Keys
-    files: Any = None
+    files: Uploads
+    metrics: Metrics
     batches: Any = None
     tunings: Any = None
     artist: Any = None
+    closing: list[Any] = field(default_factory=list)
+    """What to await when the server ends, first to last; for the rooms that work in the background."""
 
     def contexts_of(self, owner: str | None) -> Contexts:
         """The explicit contexts of one key; those of whoever needs none for None."""
         return self.contexts if owner is None else Contexts(self.contexts.folder / "keys" / owner)
 
     async def account(self, caller: Caller, model: str, usage: Usage, *, batch: bool = False) -> float:
-        """Writes down what a request took: for the key's limits, the access log and the metrics.
+        """Writes down what an answer took: for the key's limits, the access log and the metrics.
 
         Call it once an answer, when its usage is known, also when the client has gone by then.
 
         Returns:
             its price in US dollars; 0 for models without one.
         """
-        dollars = 0.0
-        await self.keys.spent(caller, model, usage, dollars, batch=batch)
+        name = model.partition("+")[0]
+        dollars = shelf.dollars_of(name, usage, batch=batch)
+        self.metrics.used(name, usage, dollars)
+        if (entry := current()) is not None:
+            entry.usage, entry.dollars = usage, entry.dollars + dollars
+        await self.keys.spent(caller, name, usage, dollars, batch=batch)
         return dollars
 
     async def close(self) -> None:
+        """Parks what works in the background, ends the engines, and settles the accounts."""
+        for close in self.closing:
+            await close()
         await self.engines.close()
+        await self.keys.flush()
+        self.database.close()
 
 
 def studio_of(request: Request) -> Studio:
