@@ -303,7 +303,7 @@ class _Watched(Around):
 
 def _too_large(name: str, need: int, memory: int) -> StudioloError:
     return UnsupportedError(
-        f"this model needs about {need / 2**30:.1f} GiB of memory, and {memory / 2**30:.1f} GiB are for models",
+        f"this model takes about {need / 2**30:.1f} GiB, and models have {memory / 2**30:.1f} GiB of memory",
         where=name,
         remedy="Start the server with a larger --memory, or ask a smaller model.",
     )
