@@ -2,8 +2,8 @@
 
     python batch_worker.py
 
-Each line `URL COMPUTED [ITEMS]` on its input starts one, by a fork, which costs no imports. With ITEMS it takes
-in a batch of so many before. Its id is printed, `created` when the batch is taken in, and how it ended.
+Each line `URL COMPUTED [ITEMS]` on its input starts one, by a fork, which costs no imports. With ITEMS it
+takes in a batch of so many before. Its id is printed, `created` when the batch is taken in, and how it ended.
 """
 
 from __future__ import annotations

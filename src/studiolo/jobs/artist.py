@@ -1,0 +1,220 @@
+"""Drawing for many: models stay loaded, one drawing at a time, and who waits in front of it goes first."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import secrets
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from studiolo.jobs.queue import BULK, FIRST
+from studiolo.jobs.turns import Turns
+from studiolo.language.errors import InvalidRequestError
+from studiolo.models import registry
+
+if TYPE_CHECKING:
+    from studiolo.diffusion.sampling import Step
+    from studiolo.drawing.model import ImageModel
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""(denoising steps done, of how many), for all pictures of a drawing together."""
+
+MOST = 128
+"""Pictures of one drawing."""
+BATCH = 8
+"""Pictures drawn at once, as `studiolo generate` does it: the last bits of a picture depend on it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a PNG file, which tells how it was made.
+
+    `prompt` is what was drawn, the identifier in place; `notes` what the user should know, such as words that
+    the model did not read. Sizes are in pixels.
+    """
+
+    png: bytes
+    seed: int
+    prompt: str
+    width: int
+    height: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to draw: each prompt with its seed, and how."""
+
+    requests: Sequence[tuple[str, int]]
+    negative: str = ""
+    width: int | None = None
+    height: int | None = None
+    steps: int = 30
+    guidance: float = 5.0
+    sampler: str = "ddim"
+
+
+class Artist:
+    """Draws with the base model and the subjects of the registry, on one device.
+
+    Args:
+        device: as torch names it; None: a GPU where there is one.
+        memory: what loaded models may take together, in bytes; None: without limit. The one at work stays.
+    """
+
+    def __init__(self, *, device: str | None = None, memory: int | None = None) -> None:
+        self.device, self.memory = device, memory
+        self._turns = Turns()
+        self._models: dict[str, tuple[int, ImageModel]] = {}  # the least recently used first
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the models that are loaded, the least recently used first."""
+        return list(self._models)
+
+    @property
+    def waiting(self) -> int:
+        """How many drawings wait for their turn."""
+        return self._turns.waiting
+
+    async def draw(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        negative: str | None = None,
+        sampler: str | None = None,
+        interactive: bool = True,
+        progress: Progress | None = None,
+    ) -> list[Picture]:
+        """Draws `n` pictures of a prompt, from the seeds seed, seed + 1, ... (by default random ones).
+
+        What is left open is as `studiolo generate` has it, and so are the bytes. Cancelled, it ends after
+        the denoising step at work.
+
+        Raises:
+            NoSuchModelError: there is no such model to draw with.
+            StudioloError: a value out of range, or [V] with a model that was taught no subject.
+        """
+        if not 1 <= n <= MOST:
+            raise InvalidRequestError(f"{n} pictures", where="n", remedy=f"Ask for 1 to {MOST}.")
+        first = secrets.randbelow(2**32 - n) if seed is None else seed
+        given = {"width": width, "height": height, "steps": steps, "guidance": guidance,
+                 "negative": negative, "sampler": sampler}  # fmt: skip
+        order = Order(
+            [(prompt, first + i) for i in range(n)],
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        )
+        return await self.carry_out(model, order, FIRST if interactive else BULK, progress)
+
+    async def carry_out(
+        self, model: str, order: Order, priority: int, progress: Progress | None = None
+    ) -> list[Picture]:
+        """Draws all of an order in one turn; raises as `draw` does."""
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        total = order.steps * -(-len(order.requests) // BATCH)
+        done = 0
+
+        def on_step(_: Step) -> None:
+            nonlocal done
+            if stop.is_set():
+                raise _Stopped
+            done += 1
+            if progress is not None:
+                loop.call_soon_threadsafe(progress, min(done, total), total)
+
+        async with self._turns.turn(priority):
+            return await _in_thread(lambda: self._draw(self._model(model), order, on_step), stop)
+
+    async def forget(self, model: str) -> None:
+        """Unloads a model, if it is loaded."""
+        async with self._turns.turn(FIRST):
+            self._models.pop(model, None)
+            gc.collect()
+
+    def _draw(self, model: ImageModel, order: Order, on_step: Callable[[Step], None]) -> list[Picture]:
+        from studiolo.diffusion.samplers import SamplerSettings
+
+        requests = [model.request(prompt, seed, order.negative) for prompt, seed in order.requests]
+        settings = SamplerSettings(order.sampler, order.steps, order.guidance)
+        notes = tuple(model.notes(requests))
+        drawn = model.draw(
+            requests, settings, width=order.width, height=order.height, batch_size=BATCH, on_step=on_step
+        )
+        return [
+            Picture(
+                picture.png(),
+                picture.record.request.seed,
+                picture.record.request.prompt,
+                picture.record.width,
+                picture.record.height,
+                notes,
+            )
+            for picture in drawn
+        ]
+
+    def _model(self, name: str) -> ImageModel:
+        """The model of that name, loaded if it is not, or was taught anew."""
+        from studiolo.drawing.model import ImageModel
+
+        written = _written(name)
+        known = self._models.pop(name, None)
+        if known is None or known[0] != written:
+            known = (written, ImageModel.load(name, self.device))
+        self._models[name] = known
+        self._make_room()
+        return known[1]
+
+    def _make_room(self) -> None:
+        """Unloads the least recently used, but never the last."""
+        while self.memory is not None and len(self._models) > 1:
+            if sum(size_of(model) for _, model in self._models.values()) <= self.memory:
+                return
+            del self._models[next(iter(self._models))]
+            gc.collect()
+
+
+def size_of(model: ImageModel) -> int:
+    """Bytes of its weights."""
+    parts = (model.components.unet, model.components.vae, model.components.text_encoder)
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+
+class _Stopped(Exception):  # noqa: N818 (no error: nobody waits for the pictures any more)
+    pass
+
+
+def _written(name: str) -> int:
+    """When the model of that name was written; only names of the registry are taken, no paths, no hub ids."""
+    known = {ref.name: ref for ref in registry.list_models()}
+    if name not in known:
+        raise registry.NoSuchModelError(
+            "no model of this name draws", where=name, remedy=f"There are: {', '.join(known)}."
+        )
+    try:
+        return (known[name].path / registry.INDEX_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0  # its folder is gone: loading it tells so
+
+
+async def _in_thread(work: Callable[[], T], stop: threading.Event) -> T:
+    """The result of `work` in a thread; cancelled, it sets `stop` and waits until the thread has ended."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop.set()
+        while not task.done():
+            await asyncio.wait([task])
+        task.exception()
+        raise
