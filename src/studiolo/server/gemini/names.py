@@ -11,6 +11,11 @@ _MODEL = re.compile(
     re.DOTALL,
 )
 _CACHED = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?cachedContents/(?P<id>[^/]+)", re.DOTALL)
+# One at Google is for Google's models.
+_FILE = re.compile(
+    r"(?:https?://(?!generativelanguage\.googleapis\.com)[^/]+(?:/gemini)?/v1[a-z0-9]*/)?files/(?P<id>[^/:?#]+)"
+)
+_RESULTS = "batch-"
 
 
 def model(resource: str) -> str:
@@ -32,3 +37,20 @@ def cached_content(resource: str) -> str:
             "no name of a cached content", where="cached_content", remedy="Say cachedContents/ID."
         )
     return found["id"]
+
+
+def file(resource: str) -> str | None:
+    """The id behind `files/ID`, or behind the address of such a file at this server or one before it;
+    None: it is a file somewhere else."""
+    found = _FILE.fullmatch(resource)
+    return found["id"] if found else None
+
+
+def results(batch: str) -> str:
+    """The name of the file of a batch's results."""
+    return f"{_RESULTS}{batch}"
+
+
+def batch_of_results(file: str) -> str | None:
+    """The batch whose results a file has; None: it is another file."""
+    return file.removeprefix(_RESULTS) if file.startswith(_RESULTS) else None

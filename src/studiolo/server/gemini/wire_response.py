@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from studiolo.language.collect import join
 from studiolo.language.conversation import (
     Call,
     CallResult,
@@ -44,7 +46,7 @@ _BLOCKED = {
     FinishReason.PROHIBITED: "PROHIBITED_CONTENT",
 }
 _CATEGORIES = {harm: category for category, harm in HARMS.items()}
-_WHOLE = (FinishReason.STOP, FinishReason.LENGTH)
+_WITH_CONTENT = (None, FinishReason.STOP, FinishReason.LENGTH)
 
 
 def response_of(response: Response, answer_id: str) -> Wire:
@@ -68,11 +70,30 @@ def response_of(response: Response, answer_id: str) -> Wire:
     return wire | _end(response.usage, response.model, answer_id)
 
 
+@dataclass
+class _Waiting:
+    """What there is of a candidate's last chunk."""
+
+    parts: list[Part] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    verdicts: tuple[Verdict, ...] = ()
+    finish: FinishReason | None = None
+    message: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        if delta.part is not None:
+            join(self.parts, delta.part)
+        self.logprobs.extend(delta.logprobs)
+        self.verdicts = delta.verdicts or self.verdicts
+        self.finish, self.message = delta.finish or self.finish, delta.finish_message or self.message
+
+
 class Chunks:
     """The chunks of a stream.
 
-    The last one has the finish reason, some content and the usage, each of which Google's clients look for
-    there; so the delta that ends a candidate waits for the next.
+    Google's clients look for the finish reason, some content and the usage in the last one, and those of 2025
+    for all calls too. So calls, and what comes behind them, wait for the end of their candidate, and that
+    waits for whatever comes next.
 
     Args:
         model: the name that chunks give where deltas give none.
@@ -81,42 +102,44 @@ class Chunks:
 
     def __init__(self, model: str, answer_id: str) -> None:
         self._model, self._id = model, answer_id
-        self._held: Delta | None = None
+        self._waiting: dict[int, _Waiting] = {}
         self._logprobs: dict[int, list[float]] = {}
-        self._blocked = False
         self.usage: Usage | None = None
 
     def add(self, delta: Delta) -> list[Wire]:
         """What can be sent now."""
         self._model = delta.model or self._model
         self.usage = delta.usage or self.usage
-        self._logprobs.setdefault(delta.candidate, []).extend(one.logprob for one in delta.logprobs)
         if delta.blocked:
-            self._blocked = True
             feedback = _feedback(delta.blocked, delta.finish_message, delta.verdicts)
             return [{"promptFeedback": feedback} | _end(self.usage or Usage(), self._model, self._id)]
         if delta.part is None and delta.finish is None and not delta.logprobs and not delta.verdicts:
-            return []  # usage alone waits for the last chunk
-        before, self._held = self._held, delta if delta.finish else None
-        sent = [self._chunk(before)] if before else []
-        return sent if delta.finish else [*sent, self._chunk(delta)]
+            return []  # usage alone goes with the last chunk
+        self._logprobs.setdefault(delta.candidate, []).extend(one.logprob for one in delta.logprobs)
+        ended = [index for index, one in self._waiting.items() if one.finish and index != delta.candidate]
+        sent = [self._chunk(index, self._waiting.pop(index)) for index in ended]
+        waits = delta.candidate in self._waiting or isinstance(delta.part, Call) or delta.finish
+        chunk = self._waiting.setdefault(delta.candidate, _Waiting()) if waits else _Waiting()
+        chunk.add(delta)
+        return sent if waits else [*sent, self._chunk(delta.candidate, chunk)]
 
     def end(self) -> list[Wire]:
-        """The last chunk."""
-        if self._held is None:
-            return []
-        return [self._chunk(self._held) | _end(self.usage or Usage(), self._model, self._id)]
+        """What has waited; the usage is in the last."""
+        sent = [self._chunk(index, chunk) for index, chunk in self._waiting.items()]
+        if sent:
+            sent[-1] |= _end(self.usage or Usage(), self._model, self._id)
+        return sent
 
-    def _chunk(self, delta: Delta) -> Wire:
-        logprobs = self._logprobs.get(delta.candidate, [])
+    def _chunk(self, index: int, chunk: _Waiting) -> Wire:
+        logprobs = self._logprobs.get(index, [])
         candidate = _candidate(
-            delta.candidate,
-            parts=(delta.part,) if delta.part else (),
-            finish=delta.finish,
-            message=delta.finish_message,
-            logprobs=delta.logprobs,
-            average=sum(logprobs) / len(logprobs) if logprobs and delta.finish else None,
-            verdicts=delta.verdicts,
+            index,
+            parts=chunk.parts,
+            finish=chunk.finish,
+            message=chunk.message,
+            logprobs=chunk.logprobs,
+            average=sum(logprobs) / len(logprobs) if logprobs and chunk.finish else None,
+            verdicts=chunk.verdicts,
         )
         return {"candidates": [candidate], "modelVersion": self._model, "responseId": self._id}
 
@@ -167,7 +190,7 @@ def _candidate(
     verdicts: Sequence[Verdict],
 ) -> Wire:
     wire: Wire = {"index": index}
-    if parts or finish in _WHOLE:
+    if parts or finish in _WITH_CONTENT:
         # A content without parts counts as no answer with Google's clients: an empty text stands in.
         wire["content"] = {"parts": [part_of(part) for part in parts] or [{"text": ""}], "role": "model"}
     if finish:
