@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from studiolo import __version__
-from studiolo.cli import ask, base, chat, contexts, demo, extract, generate, models, reproduce, score, train
+from studiolo.cli import (
+    ask,
+    base,
+    chat,
+    contexts,
+    demo,
+    extract,
+    generate,
+    keys,
+    models,
+    reproduce,
+    score,
+    serve,
+    train,
+)
 from studiolo.errors import StudioloError
 
 app = typer.Typer(
@@ -44,11 +58,12 @@ def _options(
 
 for _command in (
     *(train.train, generate.generate, score.score, reproduce.reproduce, demo.demo),
-    *(ask.ask, chat.chat, extract.extract),
+    *(ask.ask, chat.chat, extract.extract, serve.serve),
 ):
     app.command()(_command)
 app.add_typer(models.app, name="models")
 app.add_typer(contexts.app, name="contexts")
+app.add_typer(keys.app, name="keys")
 app.add_typer(base.app, name="base")
 
 

@@ -43,11 +43,11 @@ async def engine(model: str, *, reuse: float | None = None) -> Cached:
     """
     key = asyncio.get_running_loop(), model
     if key not in _open or _failed(_open[key]):
-        _open[key] = asyncio.create_task(_opened(model))
-    opened = await asyncio.shield(_open[key])
+        _open[key] = asyncio.create_task(opened(model))
+    found = await asyncio.shield(_open[key])
     if reuse is None:
-        return opened
-    return Cached(Reusing(opened, answers(), threshold=reuse, sampled=True), opened.contexts)
+        return found
+    return Cached(Reusing(found, answers(), threshold=reuse, sampled=True), found.contexts)
 
 
 def answers() -> SemanticIndex:
@@ -77,7 +77,8 @@ def _failed(task: asyncio.Task[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
-async def _opened(model: str) -> Cached:
+async def opened(model: str) -> Cached:
+    """An engine of that model that nobody else has; who opens it closes it. Raises as `engine`."""
     path = Path(model).expanduser()
     if weights.has(model):
         return await _open_weights(model)

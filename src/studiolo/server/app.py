@@ -44,7 +44,14 @@ def create_app(studio: Studio) -> FastAPI:
         await asyncio.gather(*works, return_exceptions=True)
         await studio.close()
 
-    app = FastAPI(title="Studiolo", version=__version__, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Studiolo",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )  # their pages would load scripts from elsewhere
     app.state.studio = studio
     for kind in (StudioloError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, answer_error)

@@ -79,6 +79,11 @@ class Stream(Response):
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     started = True
                 await send({"type": "http.response.body", "body": event.encoded(), "more_body": True})
+        except asyncio.CancelledError as error:  # the server stops, or nobody is there to read this
+            if started:
+                for event in self._broken(told(error)):
+                    await send({"type": "http.response.body", "body": event.encoded(), "more_body": True})
+            raise
         except Exception as error:
             if not started:
                 raise
