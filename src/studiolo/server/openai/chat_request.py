@@ -149,7 +149,7 @@ def _call(call: w.FunctionCall | w.CustomCall, where: str) -> Call:
         name=call.function.name,
         arguments=arguments(call.function.arguments, where=f"{where}.function.arguments"),
         id=call.id,
-        signature=_signature(call.extra_content, f"{where}.extra_content"),
+        signature=signature_of(call.extra_content, f"{where}.extra_content"),
     )
 
 
@@ -168,7 +168,8 @@ def arguments(text: str, *, where: str) -> dict[str, Any]:
     return made
 
 
-def _signature(extra: dict[str, Any] | None, where: str) -> bytes | None:
+def signature_of(extra: dict[str, Any] | None, where: str) -> bytes | None:
+    """What Gemini wants back with a call, as Google's own OpenAI-like endpoint has it."""
     google = (extra or {}).get("google")
     signature = google.get("thought_signature") if isinstance(google, dict) else None
     return media.decoded(signature, where=where) if isinstance(signature, str) else None

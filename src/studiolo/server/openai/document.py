@@ -28,3 +28,11 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
         for key, value in node.items()
         if key != "discriminator"  # it refers to the definitions, and the constants say the same
     }
+
+
+def form(kind: type[Wire], *, file: str) -> dict[str, Any]:
+    """The same of a route that reads a form with a file."""
+    whole = body(kind)["requestBody"]["content"]["application/json"]["schema"]
+    whole["properties"] = {file: {"type": "string", "format": "binary"}, **whole["properties"]}
+    whole["required"] = [file, *whole.get("required", [])]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": whole}}}}

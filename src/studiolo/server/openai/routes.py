@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from studiolo.language import conversation as c
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
-from studiolo.server.openai import chat, document, embeddings, models
+from studiolo.server.openai import chat, document, embeddings, files, models, responses, uploads
 from studiolo.server.openai.wire import read
 from studiolo.server.sse import attended
 from studiolo.server.studio import Studio, studio_of
@@ -19,6 +19,9 @@ def router() -> APIRouter:
     """All routes of the dialect."""
     made = APIRouter(tags=["OpenAI"])
     chat.add_routes(made)
+    responses.add_routes(made)
+    files.add_routes(made)
+    uploads.add_routes(made)
     made.add_api_route(
         "/embeddings",
         create_embeddings,
