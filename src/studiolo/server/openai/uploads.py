@@ -102,9 +102,7 @@ async def complete_upload(
     wanted = read(CompleteRequest, await json_body(request))
     kept = parted_in(studio.database)
     upload = await asyncio.to_thread(kept.get, upload_id, caller.key_id)
-    upload, record = await asyncio.to_thread(
-        kept.complete, studio.files, upload, wanted.part_ids, wanted.md5
-    )
+    upload, record = await asyncio.to_thread(kept.complete, studio.files, upload, wanted.part_ids, wanted.md5)
     return JSONResponse(upload_of(upload, record))
 
 
