@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from studiolo.errors import StudioloError
+from studiolo.errors import NotFoundError, StudioloError
 from studiolo.language.conversation import CallResult, Content, Data, Delta, FileRef, Part, Request, Show
 from studiolo.language.errors import UnknownContextError
 from studiolo.server.auth import Caller
-from studiolo.server.errors import NotBuiltError
 from studiolo.server.openai.media import OWN_FILES
 from studiolo.server.sse import Event
 from studiolo.server.studio import Studio
@@ -115,15 +114,16 @@ class Asking:
 
     async def _file(self, part: Part) -> Data:
         assert isinstance(part, FileRef)
-        if self.studio.files is None:
-            raise NotBuiltError("no files are kept here", where="file_id", remedy="Send its data.")
         return await asyncio.to_thread(self._read, part.uri.removeprefix(OWN_FILES))
 
     def _read(self, file: str) -> Data:
-        record = self.studio.files.get(file, owner=self.caller.key_id)
-        return Data(
-            media_type=record.mime, data=self.studio.files.path(record.id).read_bytes(), name=record.name
-        )
+        files = self.studio.files
+        try:
+            record = files.get(file, owner=self.caller.key_id)
+        except NotFoundError as error:
+            error.where = "file_id"
+            raise
+        return Data(media_type=record.mime, data=files.path(record.id).read_bytes(), name=record.name)
 
 
 def _parts(content: Content) -> Iterator[Part]:

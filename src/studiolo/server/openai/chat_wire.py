@@ -338,7 +338,7 @@ class ChatRequest(Extensions):
     modalities: Annotated[
         list[Literal["text", "image"]] | None,
         Field(min_length=1),
-        extension("with image, of a model that draws: there is a picture in the answer; audio is refused"),
+        emulated("image, which is not OpenAI's, of a model that draws; audio is refused"),
     ] = None
 
     metadata: Annotated[Metadata | None, ignored("chat completions are not kept")] = None
