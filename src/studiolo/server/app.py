@@ -35,6 +35,7 @@ def create_app(studio: Studio) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await studio.open()
         works = [asyncio.create_task(_expire(studio))]
         if studio.settings.preload:
             works.append(asyncio.create_task(_preload(studio)))
@@ -57,7 +58,7 @@ def create_app(studio: Studio) -> FastAPI:
         app.add_exception_handler(kind, answer_error)
     app.include_router(operations.router())
     for name, prefix in (("gemini", GEMINI), ("openai", OPENAI)):
-        _mount(app, f"studiolo.server.{name}.routes", prefix)
+        _mount(app, studio, f"studiolo.server.{name}.routes", prefix)
     # The last one stands outermost.
     app.add_middleware(
         Bounded, largest_body=studio.settings.largest_body, largest_file=studio.settings.largest_file
@@ -88,9 +89,12 @@ def envelope(dialect: str | None, said: Told) -> Response:
     return response
 
 
-def _mount(app: FastAPI, module: str, prefix: str) -> None:
+def _mount(app: FastAPI, studio: Studio, module: str, prefix: str) -> None:
+    """The routes of a dialect; its `prepare(studio)`, if it has one, joins it to the rooms behind."""
     if find_spec(module) is not None:
-        app.include_router(import_module(module).router(), prefix=prefix)
+        dialect = import_module(module)
+        app.include_router(dialect.router(), prefix=prefix)
+        getattr(dialect, "prepare", lambda _: None)(studio)
 
 
 def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from starlette.requests import Request
 
 from studiolo.server.limits import NOBODY, Caller
@@ -31,4 +33,8 @@ async def caller(request: Request) -> Caller:
     if entry.caller is None:
         entry.caller, leave = await studio_of(request).keys.admit(key_of(request))
         entry.at_end.append(leave)
+        if request.method == "POST":  # while somebody waits for an answer, background work does not begin
+            place = ExitStack()
+            place.enter_context(studio_of(request).room.interactive())
+            entry.at_end.append(place.close)
     return entry.caller

@@ -45,7 +45,7 @@ def bytes_of(name: str) -> int:
 
 def dollars_of(model: str, usage: Usage, *, batch: bool = False) -> float:
     """What a use costs at the catalogue's prices; batches at half where they have no price of their own."""
-    price = _price(model)
+    price = price_of(model)
     if price is None:
         return 0.0
     if batch and price.batch is None:
@@ -53,7 +53,8 @@ def dollars_of(model: str, usage: Usage, *, batch: bool = False) -> float:
     return cost(usage, price, batch=batch)
 
 
-def _price(model: str) -> Price | None:
+def price_of(model: str) -> Price | None:
+    """The price of a model that has one."""
     known = catalog().models.get(model)
     return known.routes[0].price if known else None
 

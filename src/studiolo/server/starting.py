@@ -10,10 +10,16 @@ from types import FrameType
 import uvicorn
 
 from studiolo.errors import StudioloError
+from studiolo.jobs.artist import Artist
+from studiolo.jobs.batches import Batches
+from studiolo.jobs.queue import Queue
+from studiolo.jobs.room import Room
 from studiolo.language import opening
 from studiolo.language.caching.contexts import Contexts
+from studiolo.models import registry
 from studiolo.server import shelf
 from studiolo.server.app import create_app
+from studiolo.server.drawing import Drawing, Subject
 from studiolo.server.keys import KeyStore
 from studiolo.server.limits import Keys
 from studiolo.server.logs import write_json_lines
@@ -34,6 +40,7 @@ def open_studio(settings: Settings) -> Studio:
     database, metrics = Database(settings.database_url), Metrics()
     contexts = Contexts(settings.data / "contexts")
     studio: Studio
+    artist = Artist(memory=settings.memory)
     engines = EnginePool(
         shelf.models,
         opening.opened,
@@ -41,7 +48,10 @@ def open_studio(settings: Settings) -> Studio:
         metrics=metrics,
         size=shelf.bytes_of,
         memory=settings.memory,
+        draws=lambda engine, name: Drawing(engine, _subject(artist, name)),
     )
+    room, queue = Room(), Queue(database)
+    batches = Batches(database, queue, room, price=shelf.price_of)
     studio = Studio(
         settings=settings,
         database=database,
@@ -52,8 +62,22 @@ def open_studio(settings: Settings) -> Studio:
             database, settings.data / "files", largest=settings.largest_file, total=settings.all_files
         ),
         metrics=metrics,
+        room=room,
+        batches=batches,
+        artist=artist,
+        opening=[queue.start, batches.start],
+        closing=[queue.close],
     )
     return studio
+
+
+def _subject(artist: Artist, name: str) -> Subject:
+    """What a chat model can draw with the model of that name."""
+
+    async def draw(prompt: str) -> bytes:
+        return (await artist.draw(name, prompt))[0].png
+
+    return Subject(name, registry.resolve(name).card.get("class_noun"), draw)
 
 
 def check_exposed(settings: Settings, store: KeyStore) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
+from studiolo.jobs.room import Room
 from studiolo.language.caching.contexts import Contexts
 from studiolo.language.conversation import Usage
 from studiolo.server import shelf
@@ -17,6 +19,8 @@ from studiolo.server.pool import EnginePool
 from studiolo.server.settings import Settings
 from studiolo.store.database import Database
 from studiolo.store.uploads import Uploads
+
+Work = Callable[[], Awaitable[object]]
 
 
 @dataclass
@@ -30,11 +34,14 @@ class Studio:
     keys: Keys
     files: Uploads
     metrics: Metrics
+    room: Room = field(default_factory=Room)
     batches: Any = None
     tunings: Any = None
     artist: Any = None
-    closing: list[Any] = field(default_factory=list)
-    """What to await when the server ends, first to last; for the rooms that work in the background."""
+    opening: list[Work] = field(default_factory=list)
+    """What to await when the server starts, first to last; for the rooms that work in the background."""
+    closing: list[Work] = field(default_factory=list)
+    """The same for its end."""
 
     def contexts_of(self, owner: str | None) -> Contexts:
         """The explicit contexts of one key; those of whoever needs none for None."""
@@ -55,6 +62,11 @@ class Studio:
             entry.usage, entry.dollars = usage, entry.dollars + dollars
         await self.keys.spent(caller, name, usage, dollars, batch=batch)
         return dollars
+
+    async def open(self) -> None:
+        """Begins what works in the background, on this event loop."""
+        for begin in self.opening:
+            await begin()
 
     async def close(self) -> None:
         """Parks what works in the background, ends the engines, and settles the accounts."""

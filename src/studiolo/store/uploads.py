@@ -188,6 +188,10 @@ class Uploads:
         there = self._there(session)
         return self.path(session.file).stat().st_size if there is None else there
 
+    def finished(self, upload: str) -> FileRecord | None:
+        """The file that an upload has become; None while it is under way. Raises as `append`."""
+        return self._record(self._session(upload).file)
+
     def finish(self, upload: str) -> FileRecord:
         """Makes a file of what was sent. A second call answers as the first, so it may be repeated after a
         crash or a lost answer.
