@@ -67,7 +67,13 @@ class Queue:
             raise
 
     async def put(self, kind: str, job: str, priority: int = BULK) -> None:
-        """Queues a job; one that is there already stays as it is."""
+        """Queues a job; one that is there already stays as it is.
+
+        Raises:
+            ConflictError: the queue is not at work.
+        """
+        if self._dbos is None:
+            raise ConflictError("no jobs are carried now", remedy="Start the queue.")
         await asyncio.to_thread(self._put, kind, job, priority)
 
     async def close(self) -> None:

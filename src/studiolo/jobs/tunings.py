@@ -1,0 +1,498 @@
+"""Tunings: subjects that are taught in the background, one training at a time a device.
+
+A training is `studiolo train` in a process of its own (`jobs/leash.py`). When it or the server dies, it goes
+on with `--resume`, which is exact; what it tells while it runs is kept as events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import sqlalchemy as sa
+from pydantic import Field
+
+from studiolo.errors import ConflictError, NotFoundError, StudioloError
+from studiolo.jobs.photos import unpack
+from studiolo.jobs.queue import BULK, Queue
+from studiolo.jobs.runwatch import News, RunWatch
+from studiolo.language.conversation import Value
+from studiolo.language.errors import InvalidRequestError
+from studiolo.models import registry
+from studiolo.store.database import Database, Moment, metadata
+from studiolo.store.paths import home
+
+State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+UNDER_WAY = ("queued", "running", "cancelling")
+KIND = "tunings"
+PREVIEWS = 4
+"""So often a training draws its previews, where the recipe does not say."""
+_OURS = ("images", "masks", "name", "base", "class_noun")
+"""Fields of a recipe that no client sets: paths on this machine, and what has a place of its own."""
+
+TUNINGS = sa.Table(
+    "tunings",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), index=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("base", sa.Text, nullable=False),
+    sa.Column("class_noun", sa.Text, nullable=False),
+    sa.Column("files", sa.JSON, nullable=False),
+    sa.Column("recipe", sa.JSON, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False, default=0),
+    sa.Column("crashes", sa.Integer, nullable=False, default=0),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("problem", sa.Text),
+    sa.Column("created", Moment, nullable=False),
+    sa.Column("started", Moment),
+    sa.Column("ended", Moment),
+)
+EVENTS = sa.Table(
+    "tuning_events",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("tuning", sa.String(64), nullable=False, index=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("step", sa.Integer),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sa.Column("created", Moment, nullable=False),
+    sa.UniqueConstraint("tuning", "kind", "step"),
+)
+
+
+class TuningSpec(Value):
+    """What to teach, and how.
+
+    Attributes:
+        name: of the subject as a model; by default made of the class noun.
+        files: ids of uploaded files: images, or ZIP archives of them.
+        recipe: any field of `dreambooth.recipe.Recipe` by its name.
+    """
+
+    name: str | None = None
+    title: str = ""
+    base: str = registry.BASE_NAME
+    class_noun: str
+    files: tuple[str, ...] = Field(min_length=1)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    owner: str | None = None
+
+
+class TuningRecord(Value):
+    """What is told of a tuning. `step` of `steps` are done; `problem` says in one line why it failed."""
+
+    id: str
+    owner: str | None
+    name: str
+    title: str
+    base: str
+    class_noun: str
+    files: tuple[str, ...]
+    recipe: dict[str, Any]
+    steps: int
+    step: int
+    state: State
+    problem: str | None
+    created: datetime
+    started: datetime | None
+    ended: datetime | None
+
+
+class TuningEvent(Value):
+    """Something that happened. `kind` is "state", "step" (`data` are its losses), "preview" or "checkpoint"
+    (`data` names its file)."""
+
+    number: int
+    kind: str
+    step: int | None
+    message: str
+    data: dict[str, Any]
+    created: datetime
+
+
+class Files(Protocol):
+    """Where uploaded files are (`store.uploads.Uploads`)."""
+
+    def get(self, id: str, *, owner: str | None) -> Any: ...  # noqa: A002
+
+    def path(self, id: str) -> Path: ...  # noqa: A002
+
+
+class Tunings:
+    """The tunings of one database.
+
+    Args:
+        queue: carries them; not yet started.
+        folder: where each has a folder of its own; by default `tunings` in the data folder.
+        devices: trainings at once.
+        crashes: how often the training may die without having come any further, before it is given up.
+        every: seconds between two looks at a training.
+        grace: seconds that a training has to save its step when it is cancelled.
+        clock: the time now.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        queue: Queue,
+        files: Files,
+        *,
+        folder: Path | None = None,
+        devices: int = 1,
+        crashes: int = 3,
+        every: float = 1.0,
+        grace: float = 30.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._database, self._queue, self._files = database, queue, files
+        self.folder = folder or home() / "tunings"
+        self._crashes, self._every, self._grace, self._clock = crashes, every, grace, clock
+        self._cancels: dict[str, asyncio.Event] = {}
+        database.make(TUNINGS, EVENTS)
+        queue.carry(KIND, self._run, devices)
+
+    async def start(self) -> None:
+        """After the queue's: queues what a process that died had taken in, but not queued yet."""
+        for identity in await asyncio.to_thread(self._under_way):
+            await self._queue.put(KIND, identity)
+
+    async def create(self, spec: TuningSpec, priority: int = BULK) -> TuningRecord:
+        """Checks everything that can be checked before a training begins, and queues it.
+
+        Raises:
+            StudioloError: naming the field or the file that is wrong.
+            ConflictError: the name is taken.
+            NotFoundError: no such file, or no such base.
+        """
+        identity = secrets.token_hex(12)
+        await asyncio.to_thread(self._take_in, identity, spec)
+        await self._queue.put(KIND, identity, priority)
+        return await self.get(identity, spec.owner)
+
+    async def get(self, id: str, owner: str | None) -> TuningRecord:  # noqa: A002
+        """Raises NotFoundError: there is none, or it is another's."""
+        record = await asyncio.to_thread(self._load, id)
+        if record is None or record.owner != owner:
+            raise NotFoundError("no tuning of this id", where=id)
+        return record
+
+    async def page(
+        self, owner: str | None, size: int = 50, after: str | None = None
+    ) -> tuple[TuningRecord, ...]:
+        """The owner's tunings, the newest first, from the one behind the tuning `after` on."""
+        last = None if after is None else await self.get(after, owner)
+        return tuple(await asyncio.to_thread(self._page, owner, size, last))
+
+    async def named(self, name: str) -> TuningRecord | None:
+        """The tuning that made the subject of this name, if one did; whoever's it is."""
+        return await asyncio.to_thread(self._named, name)
+
+    async def cancel(self, id: str, owner: str | None) -> TuningRecord:  # noqa: A002
+        """Ends it: at once if it waits, else when its step is saved.
+
+        Raises:
+            ConflictError: it is over.
+        """
+        await self.get(id, owner)
+        if not await asyncio.to_thread(self._move, id, ("queued",), "cancelled", ended=self._clock()):
+            if not await asyncio.to_thread(self._move, id, ("running",), "cancelling"):
+                state = (await self.get(id, owner)).state
+                if state != "cancelling":
+                    raise ConflictError(f"this tuning is over: {state}", where=id)
+            if id in self._cancels:
+                self._cancels[id].set()
+        return await self.get(id, owner)
+
+    async def delete(self, id: str, owner: str | None) -> None:  # noqa: A002
+        """Removes a tuning that is over: the subject, its name among the models, its run and its events.
+
+        Raises:
+            ConflictError: it is under way.
+        """
+        record = await self.get(id, owner)
+        if record.state in UNDER_WAY:
+            raise ConflictError(f"this tuning is {record.state}", where=id, remedy="Cancel it first.")
+        await asyncio.to_thread(self._remove, record)
+
+    async def events(self, id: str, after: int = 0, size: int = 1000) -> tuple[TuningEvent, ...]:  # noqa: A002
+        """What happened behind the event number `after`, in order."""
+        return tuple(await asyncio.to_thread(self._events, id, after, size))
+
+    async def checkpoints(self, id: str) -> tuple[tuple[int, Path], ...]:  # noqa: A002
+        """Step and file of each checkpoint that is kept, the oldest first."""
+        return await asyncio.to_thread(_numbered, self._run_of(id) / "checkpoints", "*.ckpt")
+
+    async def previews(self, id: str) -> tuple[tuple[int, Path], ...]:  # noqa: A002
+        """Step and file of each preview, the oldest first: PNG files of the prompts at fixed seeds."""
+        return await asyncio.to_thread(_numbered, self._run_of(id) / "previews", "*.png")
+
+    # --- taking in ----------------------------------------------------------------------------------------
+
+    def _take_in(self, identity: str, spec: TuningSpec) -> None:
+        name = spec.name or f"{re.sub(r'[^a-z0-9]+', '-', spec.class_noun.lower()).strip('-')}-{identity[:6]}"
+        self._check_name(name)
+        recipe = self._recipe(spec, name)
+        folder = self.folder / identity
+        try:
+            sources = [
+                (self._files.get(file, owner=spec.owner).name, self._files.path(file)) for file in spec.files
+            ]
+            unpack(sources, folder / "images")
+            _preflight(folder / "images", recipe)
+            recipe.with_values({"images": [str(folder / "images")]}).save(folder / "recipe.yaml")
+            with self._database.begin() as connection:
+                told = spec.model_dump(mode="json") | {"name": name, "class_noun": recipe.class_noun}
+                state = {"state": "queued", "steps": recipe.steps, "created": self._clock()}
+                connection.execute(TUNINGS.insert().values(id=identity, **told, **state))
+                self._tell(connection, identity, "state", None, "queued", {})
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _check_name(self, name: str) -> None:
+        taken = sa.select(TUNINGS.c.id).where(TUNINGS.c.name == name, TUNINGS.c.state.in_(UNDER_WAY))
+        with self._database.read() as connection:
+            if connection.scalar(taken) is not None:
+                raise ConflictError("a subject of this name is being taught", where=name)
+        registry.check_name(name)
+
+    def _recipe(self, spec: TuningSpec, name: str) -> Any:
+        from studiolo.dreambooth.recipe import Recipe
+        from studiolo.dreambooth.subject import check_class_noun
+
+        if not any(ref.name == spec.base for ref in registry.list_models()):
+            raise NotFoundError("no model of this name can be taught", where=spec.base)
+        if ours := [key for key in _OURS if key in spec.recipe]:
+            raise InvalidRequestError("not to be set here", where=f"recipe.{ours[0]}", remedy="Leave it out.")
+        noun, _ = check_class_noun(spec.class_noun)
+        try:
+            recipe = Recipe().with_values(spec.recipe | {"class_noun": noun, "name": name, "base": spec.base})
+            if "previews" not in spec.recipe:
+                recipe = recipe.with_values({"previews": {"every": max(1, recipe.steps // PREVIEWS)}})
+            return recipe
+        except StudioloError as error:
+            raise InvalidRequestError(error.message, where="recipe", remedy=error.remedy) from error
+
+    # --- the job ------------------------------------------------------------------------------------------
+
+    async def _run(self, identity: str) -> None:
+        """Trains until it is done, given up or cancelled; interrupted itself, it lets the training save."""
+        await asyncio.to_thread(self._move, identity, ("queued",), "running", started=self._clock())
+        cancelled = self._cancels[identity] = asyncio.Event()
+        try:
+            while True:
+                record = await asyncio.to_thread(self._load, identity)
+                if record is None or record.state not in UNDER_WAY:
+                    return None
+                if record.state == "cancelling":
+                    return await asyncio.to_thread(self._end, identity, "cancelled")
+                watch = await asyncio.to_thread(self._watch, record)
+                code = await self._train(identity, watch, cancelled)
+                await asyncio.to_thread(self._judge, record, code)
+        finally:
+            del self._cancels[identity]
+
+    async def _train(self, identity: str, watch: RunWatch, cancelled: asyncio.Event) -> int:
+        """One life of the process; what it exited with (minus the signal that ended it)."""
+        folder = self.folder / identity
+        with open(folder / "train.log", "wb") as log:  # of its last life
+            process = subprocess.Popen(
+                [sys.executable, "-m", "studiolo.jobs.leash", str(folder)],
+                stdin=subprocess.PIPE, stdout=log, stderr=log,
+                env={**os.environ, "STUDIOLO_HOME": str(home())},
+            )  # fmt: skip
+        ended = asyncio.ensure_future(asyncio.to_thread(process.wait))
+        stop: asyncio.Future[Any] = asyncio.ensure_future(cancelled.wait())
+        try:
+            while not ended.done() and not stop.done():
+                await asyncio.wait([ended, stop], timeout=self._every, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.to_thread(self._keep_news, identity, watch)
+            return await asyncio.shield(ended) if ended.done() else await self._stop(process, ended)
+        except asyncio.CancelledError:
+            await self._stop(process, ended)
+            raise
+        finally:
+            stop.cancel()
+            if process.stdin:
+                process.stdin.close()
+            if ended.done():
+                await asyncio.to_thread(self._keep_news, identity, watch)
+
+    async def _stop(self, process: subprocess.Popen[bytes], ended: asyncio.Future[int]) -> int:
+        """Asks it to save its step and end; makes it, if it does not."""
+        process.send_signal(signal.SIGTERM)
+        done, _ = await asyncio.wait([ended], timeout=self._grace)
+        if not done:
+            process.kill()
+        return await ended
+
+    def _judge(self, record: TuningRecord, code: int) -> None:
+        """What the end of a process means: done, failed, cancelled, or to be gone on with."""
+        now = self._load(record.id)
+        if now is None or now.state == "cancelling":
+            return
+        if code == 0:
+            self._end(record.id, "succeeded")
+        elif code in (1, 2):
+            self._end(
+                record.id,
+                "failed",
+                _reason((self.folder / record.id / "train.log").read_text("utf-8", "replace")),
+            )
+        elif self._count_crash(record.id, further=now.step > record.step) > self._crashes:
+            self._end(record.id, "failed", f"the training died {self._crashes + 1} times ({_signal(code)})")
+
+    def _count_crash(self, identity: str, *, further: bool) -> int:
+        count = 1 if further else TUNINGS.c.crashes + 1
+        mine = TUNINGS.c.id == identity
+        with self._database.begin() as connection:
+            connection.execute(TUNINGS.update().where(mine).values(crashes=count))
+            self._tell(connection, identity, "state", None, "the training died and goes on", {})
+            return connection.execute(sa.select(TUNINGS.c.crashes).where(mine)).scalar_one()
+
+    def _watch(self, record: TuningRecord) -> RunWatch:
+        """Knows what was told before, so that nothing is told twice."""
+        last = sa.select(EVENTS.c.kind, sa.func.max(EVENTS.c.step).label("last")).group_by(EVENTS.c.kind)
+        with self._database.read() as connection:
+            rows = connection.execute(last.where(EVENTS.c.tuning == record.id, EVENTS.c.step.is_not(None)))
+            seen = {row.kind: row.last for row in rows}
+        return RunWatch(self._run_of(record.id), record.steps, seen)
+
+    def _keep_news(self, identity: str, watch: RunWatch) -> None:
+        if not (found := watch.look()):
+            return
+        with self._database.begin() as connection:
+            for news in found:
+                self._tell(connection, identity, news.kind, news.step, _message(news), dict(news.data))
+            step = watch.seen.get("step", 0)
+            connection.execute(TUNINGS.update().where(TUNINGS.c.id == identity).values(step=step))
+
+    def _tell(
+        self, connection: sa.Connection, identity: str, kind: str, step: int | None, message: str,
+        data: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        values = {"tuning": identity, "kind": kind, "step": step, "message": message, "data": data}
+        connection.execute(EVENTS.insert().values(**values, created=self._clock()))
+
+    def _end(self, identity: str, state: str, problem: str | None = None) -> None:
+        self._move(identity, ("running", "cancelling"), state, problem=problem, ended=self._clock())
+
+    # --- the tables ---------------------------------------------------------------------------------------
+
+    def _move(self, identity: str, old: tuple[str, ...], new: str, **values: Any) -> bool:
+        change = TUNINGS.update().where(TUNINGS.c.id == identity, TUNINGS.c.state.in_(old))
+        with self._database.begin() as connection:
+            moved = bool(connection.execute(change.values(state=new, **values)).rowcount)
+            if moved:
+                told = f"{new}: {values['problem']}" if values.get("problem") else new
+                self._tell(connection, identity, "state", None, told, {})
+        return moved
+
+    def _load(self, identity: str) -> TuningRecord | None:
+        with self._database.read() as connection:
+            wanted = sa.select(TUNINGS).where(TUNINGS.c.id == identity)
+            row = connection.execute(wanted).mappings().one_or_none()
+        return None if row is None else _record(row)
+
+    def _under_way(self) -> list[str]:
+        wanted = sa.select(TUNINGS.c.id).where(TUNINGS.c.state.in_(UNDER_WAY)).order_by(TUNINGS.c.created)
+        with self._database.read() as connection:
+            return list(connection.scalars(wanted))
+
+    def _page(self, owner: str | None, size: int, last: TuningRecord | None) -> list[TuningRecord]:
+        mine = TUNINGS.c.owner.is_(None) if owner is None else TUNINGS.c.owner == owner
+        wanted = sa.select(TUNINGS).where(mine).order_by(TUNINGS.c.created.desc(), TUNINGS.c.id.desc())
+        if last is not None:
+            place = sa.tuple_(sa.literal(last.created, Moment), sa.literal(last.id))
+            wanted = wanted.where(sa.tuple_(TUNINGS.c.created, TUNINGS.c.id) < place)
+        with self._database.read() as connection:
+            return [_record(row) for row in connection.execute(wanted.limit(size)).mappings()]
+
+    def _named(self, name: str) -> TuningRecord | None:
+        wanted = sa.select(TUNINGS).where(TUNINGS.c.name == name, TUNINGS.c.state == "succeeded")
+        with self._database.read() as connection:
+            row = connection.execute(wanted.order_by(TUNINGS.c.ended.desc())).mappings().first()
+        return None if row is None else _record(row)
+
+    def _events(self, identity: str, after: int, size: int) -> list[TuningEvent]:
+        wanted = sa.select(EVENTS).where(EVENTS.c.tuning == identity, EVENTS.c.number > after)
+        with self._database.read() as connection:
+            rows = connection.execute(wanted.order_by(EVENTS.c.number).limit(size)).mappings()
+            return [TuningEvent(**{key: row[key] for key in TuningEvent.model_fields}) for row in rows]
+
+    def _run_of(self, identity: str) -> Path:
+        return self.folder / identity / "run"
+
+    def _remove(self, record: TuningRecord) -> None:
+        """The name first: a name whose folder is gone would be worse than a folder without a name."""
+        from studiolo.dreambooth.run import Run
+
+        if Run(self._run_of(record.id)).has_name(record.name):
+            registry.remove(record.name)
+        shutil.rmtree(self.folder / record.id, ignore_errors=True)
+        with self._database.begin() as connection:
+            connection.execute(EVENTS.delete().where(EVENTS.c.tuning == record.id))
+            connection.execute(TUNINGS.delete().where(TUNINGS.c.id == record.id))
+
+
+def _preflight(images: Path, recipe: Any) -> None:
+    """The checks of `studiolo train`, without the paths of this machine in what is told."""
+    from studiolo.dreambooth.subject import load_subject
+
+    try:
+        load_subject(images, recipe.class_noun, min_size=recipe.resolution or 8, captions=recipe.captions)
+    except StudioloError as error:
+        where = None if error.where is None else Path(error.where).name
+        message = error.message.replace(f"{images}{os.sep}", "")
+        raise InvalidRequestError(message, where=where, remedy=error.remedy) from error
+
+
+def _record(row: sa.RowMapping) -> TuningRecord:
+    return TuningRecord(**{key: row[key] for key in TuningRecord.model_fields})
+
+
+def _message(news: News) -> str:
+    if news.kind == "step":
+        return f"step {news.step}: loss {news.data['loss']:.4f}"
+    return f"{news.kind} at step {news.step}"
+
+
+def _reason(log: str) -> str:
+    """Why a training failed, in one line: its error as it was told, or else the last line."""
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("Error: ")]
+    if not starts:
+        return lines[-1].strip() if lines else "it ended without a word"
+    told = [lines[starts[-1]].removeprefix("Error: ")]
+    for line in lines[starts[-1] + 1 :]:
+        if not line.startswith("  "):
+            break
+        told.append(line.strip())
+    return "; ".join(told)
+
+
+def _signal(code: int) -> str:
+    number = -code if code < 0 else code - 128
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"exit status {code}"
+
+
+def _numbered(folder: Path, pattern: str) -> tuple[tuple[int, Path], ...]:
+    found = ((re.fullmatch(r"step-(\d+)", path.stem), path) for path in folder.glob(pattern))
+    return tuple(sorted((int(match[1]), path) for match, path in found if match))

@@ -1,0 +1,353 @@
+"""Tunings: `studiolo train` in a process of its own, whatever is killed; and what is refused before it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import zipfile
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.waiting import until
+from lessons import QUICK, rows, same_weights, teach
+from studiolo.drawing.model import ImageModel
+from studiolo.errors import ConflictError, NotFoundError, StudioloError
+from studiolo.jobs.photos import unpack
+from studiolo.jobs.queue import Queue
+from studiolo.jobs.runwatch import RunWatch
+from studiolo.jobs.tunings import Tunings, TuningSpec, _reason
+from studiolo.models import registry
+from studiolo.store.database import Database
+from tiny import tiny_folder
+
+WORKER = Path(__file__).with_name("tuning_worker.py")
+RECIPE = {
+    **QUICK,
+    "steps": 6,
+    "checkpoint_every": 2,
+    "identifier": "zwx",
+    "previews": {"every": 3, "steps": 1},
+}
+
+
+def png(seed: int, size: int = 40) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class Uploaded:
+    """Files by id, as `Uploads` gives them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def put(self, name: str, data: bytes) -> str:
+        (self.folder / f"id-{name}").write_bytes(data)
+        return f"id-{name}"
+
+    def get(self, id, *, owner):  # noqa: A002
+        if not self.path(id).exists():
+            raise NotFoundError("no such file", where=id)
+        return SimpleNamespace(name=id.removeprefix("id-"))
+
+    def path(self, id):  # noqa: A002
+        return self.folder / id
+
+
+@pytest.fixture
+def files(tmp_path):
+    return Uploaded(tmp_path / "uploads")
+
+
+@pytest.fixture
+def base(tmp_path):
+    registry.register(tiny_folder(tmp_path / "base"), "tiny")
+    return "tiny"
+
+
+@pytest.fixture
+def spec(files, base):
+    ids = tuple(files.put(f"{i}.png", png(i)) for i in range(3))
+    return TuningSpec(name="rex", base=base, class_noun="a fox", files=ids, recipe=RECIPE)
+
+
+@asynccontextmanager
+async def at_work(url, files, **options):
+    database = Database(url)
+    queue = Queue(database, worker="test", poll=0.02)
+    tunings = Tunings(database, queue, files, every=0.02, **options)
+    await queue.start()
+    await tunings.start()
+    try:
+        yield tunings
+    finally:
+        await queue.close()
+        database.close()
+
+
+async def over(tunings, identity):
+    async def ended():
+        return (await tunings.get(identity, None)).ended is not None
+
+    await until(ended)
+    return await tunings.get(identity, None)
+
+
+async def stepped(tunings, identity, step):
+    async def there():
+        record = await tunings.get(identity, None)
+        assert record.state == "running" or record.ended is None, record.problem
+        return record.step >= step
+
+    await until(there)
+
+
+def training(folder: Path) -> int | None:
+    """The process that trains in `folder`."""
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdecimal() else []
+        except OSError:
+            continue
+        if b"studiolo.jobs.leash" in command and os.fsencode(folder) in command:
+            return int(entry.name)
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
+def test_a_subject_is_taught_though_server_and_training_are_killed(url, spec, files, tmp_path):
+    chance = random.Random(url.startswith("sqlite"))
+    straight = teach({"images": files.folder, "base": "tiny"}, tmp_path / "straight", **RECIPE)
+
+    async def create():
+        database = Database(url)
+        queue = Queue(database, worker="test")
+        tunings = Tunings(database, queue, files)
+        await asyncio.to_thread(tunings._take_in, "x", spec)  # and then it was killed, nothing queued
+        return tunings
+
+    tunings = asyncio.run(create())
+    run = tunings.folder / "x" / "run"
+    server = subprocess.Popen([sys.executable, str(WORKER), url])
+    victims = ["server", "training", "server", "training"]
+    for victim, step in zip(victims, sorted(chance.sample(range(5), 4)), strict=True):
+        while not (run / "metrics.csv").exists() or len(rows(run)) < step:
+            assert server.poll() is None
+        if victim == "server":
+            server.kill()
+            server.wait()
+            server = subprocess.Popen([sys.executable, str(WORKER), url])
+        elif process := training(tunings.folder / "x"):
+            os.kill(process, signal.SIGKILL)
+    assert server.wait() == 0
+
+    record = asyncio.run(tunings.get("x", None))
+    assert (record.state, record.step, record.steps) == ("succeeded", 6, 6), record.problem
+    assert same_weights(registry.resolve("rex").path, straight.ref.path)
+    events = asyncio.run(tunings.events("x"))
+    assert [event.step for event in events if event.kind == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events if event.kind == "preview"] == [0, 3, 6]
+    assert [event.data["loss"] for event in events if event.kind == "step"] == [
+        pytest.approx(float(loss)) for (loss,) in rows(tmp_path / "straight", "loss")
+    ]
+    assert events[-1].message == "succeeded"
+    assert asyncio.run(tunings.events("x", after=events[2].number)) == events[3:]
+    assert [step for step, _ in asyncio.run(tunings.previews("x"))] == [0, 3, 6]
+    assert [step for step, _ in asyncio.run(tunings.checkpoints("x"))] == [4, 6]
+    assert asyncio.run(tunings.named("rex")) == record
+    assert ImageModel.load("rex").generate("a [V] fox", steps=1)
+
+    asyncio.run(tunings.delete("x", None))
+    assert not run.exists()
+    with pytest.raises(registry.NoSuchModelError):
+        registry.resolve("rex")
+    with pytest.raises(NotFoundError):
+        asyncio.run(tunings.get("x", None))
+
+
+def test_cancelled_parked_and_failed(spec, files, tmp_path):
+    url = f"sqlite:///{tmp_path / 'db'}"
+    long = spec.model_copy(update={"recipe": {**RECIPE, "steps": 100_000, "previews": {"every": 0}}})
+
+    async def main():
+        async with at_work(url, files) as tunings:
+            first = await tunings.create(long)
+            second = await tunings.create(long.model_copy(update={"name": "later"}))
+            with pytest.raises(ConflictError, match="being taught"):
+                await tunings.create(long)
+            await stepped(tunings, first.id, 2)
+            assert (await tunings.get(second.id, None)).state == "queued"  # one at a time
+            assert (await tunings.cancel(second.id, None)).state == "cancelled"
+            with pytest.raises(ConflictError):
+                await tunings.delete(first.id, None)
+        # The server was stopped: the training saved its step and is there to be gone on with.
+        assert training(tunings.folder / first.id) is None
+        parked = max(step for step, _ in await tunings.checkpoints(first.id))
+        async with at_work(url, files) as tunings:
+            await stepped(tunings, first.id, parked + 1)
+            assert (await tunings.cancel(first.id, None)).state == "cancelling"
+            assert (await over(tunings, first.id)).state == "cancelled"
+            with pytest.raises(ConflictError, match="over"):
+                await tunings.cancel(first.id, None)
+            wrong = {**RECIPE, "accelerator": "gpu"}
+            if not __import__("torch").cuda.is_available():
+                failing = await tunings.create(spec.model_copy(update={"recipe": wrong}))
+                record = await over(tunings, failing.id)
+                assert record.state == "failed"
+                assert record.problem.startswith("this machine cannot train so")
+                assert "\n" not in record.problem
+
+    asyncio.run(main())
+
+
+def test_a_training_that_dies_again_and_again_is_given_up(spec, files, tmp_path, monkeypatch):
+    async def main():
+        async with at_work(f"sqlite:///{tmp_path / 'db'}", files, crashes=2) as tunings:
+            lives = []
+
+            async def killed(identity, watch, cancelled):
+                lives.append(identity)
+                return -signal.SIGKILL
+
+            monkeypatch.setattr(tunings, "_train", killed)
+            record = await over(tunings, (await tunings.create(spec)).id)
+            assert len(lives) == 3
+            assert (record.state, record.problem) == ("failed", "the training died 3 times (SIGKILL)")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"recipe": {"stepps": 3}}, "did you mean 'steps'"),
+        ({"recipe": {"steps": 0}}, "steps = 0"),
+        ({"recipe": {"class_images": {"count": "many"}}}, "class_images.count"),
+        ({"recipe": {"images": "/etc"}}, "recipe.images"),
+        ({"recipe": {"masks": "/etc"}}, "recipe.masks"),
+        ({"class_noun": "a b c d e f"}, "class noun"),
+        ({"name": "../rex"}, "not a name"),
+        ({"name": "tiny"}, "exists"),
+        ({"base": "/etc"}, "/etc"),
+        ({"base": "tinny"}, "no model"),
+        ({"files": ("id-none",)}, "no such file"),
+        ({"files": ("id-text",)}, "text"),
+        ({"files": ("id-flat",)}, "shows nothing"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused_before_it_is_queued(spec, files, tmp_path, change, words):
+    files.put("text", b"no image")
+    grey = io.BytesIO()
+    Image.new("RGB", (40, 40), "grey").save(grey, format="PNG")
+    files.put("flat", grey.getvalue())
+    database = Database(f"sqlite:///{tmp_path / 'db'}")
+    tunings = Tunings(database, Queue(database), files)
+    with pytest.raises(StudioloError) as caught:
+        asyncio.run(tunings.create(spec.model_copy(update=change)))
+    assert words in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert not list(tunings.folder.glob("*"))
+
+
+def archive(path: Path, entries: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, data in entries.items():
+            file.writestr(name, data)
+    return path
+
+
+def test_archives_lead_nowhere_else(tmp_path):
+    entries = {
+        "../../evil.png": png(1),
+        "/etc/passwd.png": png(2),
+        "a\\b\\..\\c.png": png(3),
+        "photos/[V] on a bench.JPG": png(4),
+        "other/[V] on a bench.jpg": png(5),
+        "photos/.DS_Store": b"x",
+        "__MACOSX/photos/._1.png": b"x",
+        "photos/": b"",
+    }
+    out = tmp_path / "out"
+    written = unpack([("my.zip", archive(tmp_path / "a.zip", entries))], out)
+    names = ["evil.png", "passwd.png", "c.png", "[V] on a bench.jpg", "[V] on a bench-2.jpg"]
+    assert [path.relative_to(out).as_posix() for path in written] == names
+    assert [path.read_bytes() for path in written] == [png(i) for i in range(1, 6)]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.zip", "out"}
+
+
+def test_archives_are_bounded(tmp_path, monkeypatch):
+    def refused(entries, words, **options):
+        with pytest.raises(StudioloError, match=words):
+            unpack([("a.zip", archive(tmp_path / "a.zip", entries, **options))], tmp_path / "out")
+
+    refused({"bomb.png": bytes(101 * 2**20)}, "bomb.png: more than")
+    refused({"a.png": png(1), "b.txt": b"hello"}, "b.txt")
+    refused({"inner.zip": archive(tmp_path / "i.zip", {"a.png": png(1)}).read_bytes()}, "inner.zip")
+    refused({"a.png": png(1)}, "uncommon", method=zipfile.ZIP_LZMA)
+    refused({}, "no images")
+    refused({f"{i}": b"" for i in range(10_001)}, "too many files")
+    monkeypatch.setattr("studiolo.jobs.photos.MOST_IMAGES", 2)
+    refused({f"{i}.png": png(i) for i in range(3)}, "more than 2 images")
+    monkeypatch.setattr("studiolo.jobs.photos.MOST_BYTES", 10_000)
+    refused({f"{i}.png": png(i, 50) for i in range(2)}, "10,000 bytes")
+
+
+def test_spoiled_archives_are_refused_and_nothing_else_happens(tmp_path):
+    whole = archive(tmp_path / "a.zip", {"a.png": png(1), "b.png": png(2)}).read_bytes()
+    chance = random.Random(0)
+    for trial in range(300):
+        spoiled = bytearray(whole)
+        for _ in range(chance.randrange(1, 20)):
+            spoiled[chance.randrange(2, len(spoiled))] = chance.randrange(256)
+        if trial % 3 == 0:
+            del spoiled[chance.randrange(2, len(spoiled)) :]
+        (tmp_path / "b.zip").write_bytes(spoiled)
+        with suppress(StudioloError):
+            unpack([("b.zip", tmp_path / "b.zip")], tmp_path / "out")
+
+
+def test_news_of_a_run_are_told_once(tmp_path):
+    run = tmp_path / "run"
+    watch = RunWatch(run, 10, {})
+    assert watch.look() == []
+    (run / "previews").mkdir(parents=True)
+    file = run / "metrics.csv"
+    file.write_text("step,loss\n1,0.5\n2,0.2")
+    (run / "previews" / "step-000000.png").touch()
+    assert [(n.kind, n.step) for n in watch.look()] == [("preview", 0), ("step", 1)]
+    with file.open("a") as opened:
+        opened.write("5\n3,0.1\n")
+    assert [(n.step, n.data) for n in watch.look()] == [(2, {"loss": 0.25}), (3, {"loss": 0.1})]
+    new = run / "new"
+    new.write_text("step,loss\n1,0.5\n2,0.25\n")  # resumed from step 2
+    new.replace(file)
+    assert watch.look() == []
+    with file.open("a") as opened:
+        opened.write("3,0.1\n4,0.05\n")
+    assert [n.step for n in watch.look()] == [4]
+
+
+def test_a_long_training_tells_of_some_steps(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n" + "".join(f"{i},1\n" for i in range(1, 2501)))
+    steps = [news.step for news in RunWatch(tmp_path, 2500, {}).look()]
+    assert steps == [*range(3, 2500, 3), 2500]
+
+
+def test_the_reason_is_one_line():
+    told = "note: x\nError: no GPU\n  in accelerator\n  Use cpu.\nmore\n"
+    assert _reason(told) == "no GPU; in accelerator; Use cpu."
+    assert _reason("Traceback:\n  File\nValueError: no\n\n") == "ValueError: no"
+    assert _reason("") == "it ended without a word"

@@ -1,0 +1,24 @@
+"""A process that works off tunings until none is left: python tuning_worker.py URL."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from studiolo.jobs.queue import Queue
+from studiolo.jobs.tunings import UNDER_WAY, Tunings
+from studiolo.store.database import Database
+
+
+async def main(url: str) -> None:
+    queue = Queue(database := Database(url), worker="test", poll=0.02)
+    tunings = Tunings(database, queue, None, every=0.02)
+    await queue.start()
+    await tunings.start()
+    while any(record.state in UNDER_WAY for record in await tunings.page(None)):
+        await asyncio.sleep(0.02)
+    await queue.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
