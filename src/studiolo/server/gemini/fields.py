@@ -87,6 +87,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Their values, taken in any case."""
 
+_SAID = _ignored("json", "the server says it")
 _NO_SEARCH = _refused("there is no such tool here; declare a function, and answer its calls")
 _LIVE = "of live sessions, which there are none of"
 _SPEECH = _refused("answers are text")
@@ -198,6 +199,14 @@ _EMBEDDING = {
     "autoTruncate": _ignored("flag", "texts that are too long are cut, or refused, as the model does it"),
 }
 
+_SAID_OF_FILES = dict.fromkeys(
+    (
+        "createTime", "updateTime", "expirationTime", "sha256Hash", "uri", "downloadUri", "state", "source",
+        "error", "videoMetadata",
+    ),
+    _SAID,
+)  # fmt: skip
+
 MESSAGES: dict[str, dict[str, Field]] = {
     "GenerateContentRequest": _REQUEST,
     "CountTokensRequest": {
@@ -241,10 +250,37 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "toolConfig": Field("ToolConfig"),
         "ttl": Field("duration", "without it and expireTime: an hour"),
         "expireTime": Field("time"),
-        "createTime": _ignored("text", "the server says it"),
-        "updateTime": _ignored("text", "the server says it"),
-        "usageMetadata": _ignored("object", "the server says it"),
+        "createTime": _SAID,
+        "updateTime": _SAID,
+        "usageMetadata": _SAID,
         "kmsKeyName": _refused("contexts are kept as files, without keys of their own"),
+    },
+    "BatchGenerateContentRequest": {"batch": Field("GenerateContentBatch")},
+    "GenerateContentBatch": {
+        "name": _SAID,
+        "model": Field("text", "must be the one of the path, if it is there"),
+        "displayName": TEXT,
+        "inputConfig": Field("InputConfig"),
+        "priority": _ignored("integer", "batches go in the order in which they came"),
+        "webhookConfig": _refused("ask how far it is"),
+        **dict.fromkeys(("output", "createTime", "endTime", "updateTime", "batchStats", "state"), _SAID),
+    },
+    "InputConfig": {
+        "requests": Field("InlinedRequests"),
+        "fileName": Field("text", 'an uploaded file of lines {"key": TEXT, "request": {...}}'),
+    },
+    "InlinedRequests": {"requests": _list("InlinedRequest")},
+    "InlinedRequest": {
+        "request": Field("object", "the body of generateContent, or of embedContent"),
+        "metadata": Field("object", "comes back with the answer"),
+    },
+    "CreateFileRequest": {"file": Field("File")},
+    "File": {
+        "name": Field("text", "files/ID, with an ID of the client's own; without it the server makes one"),
+        "displayName": TEXT,
+        "mimeType": Field("text", "kept, and checked against the bytes of known types"),
+        "sizeBytes": Field("integer", "then no more and no fewer are taken", least=0),
+        **_SAID_OF_FILES,
     },
     "GenerationConfig": _GENERATION,
     "Content": _CONTENT,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import mimetypes
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response, StreamingResponse
 
+from studiolo.jobs.batches import BatchRecord
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.gemini import batches, models, names
@@ -22,6 +22,7 @@ from studiolo.store.uploads import FileRecord
 
 Who = Annotated[Caller, Depends(caller)]
 House = Annotated[Studio, Depends(studio_of)]
+Wire = dict[str, Any]
 
 USUAL, MOST = 10, 100
 """Files of a page, as at Google."""
@@ -52,7 +53,7 @@ async def page(
     who: Who,
     size: Annotated[int, Query(alias="pageSize")] = USUAL,
     token: Annotated[str | None, Query(alias="pageToken")] = None,
-) -> dict[str, Any]:
+) -> Wire:
     """Some files of this key, the newest first, by whichever dialect they came."""
     found = await asyncio.to_thread(
         studio.files.page, owner=who.key_id, size=models.page_size(size or USUAL, MOST), after=token or None
@@ -61,15 +62,15 @@ async def page(
     return answer | ({"nextPageToken": found.next} if found.next else {})
 
 
-async def get(name: str, http: HttpRequest, studio: House, who: Who) -> dict[str, Any]:
+async def get(name: str, http: HttpRequest, studio: House, who: Who) -> Wire:
     """What is told of a file."""
     if (batch := names.batch_of_results(name)) is not None:
-        return batches.results_told(http, await studio.batches.get(batch, who.key_id))
+        return _results_told(http, await studio.batches.get(batch, who.key_id))
     record = await asyncio.to_thread(studio.files.get, name, owner=who.key_id)
     return await asyncio.to_thread(told, http, studio, record)
 
 
-async def delete(name: str, studio: House, who: Who) -> dict[str, Any]:
+async def delete(name: str, studio: House, who: Who) -> Wire:
     """Forgets a file at once."""
     if names.batch_of_results(name) is not None:
         raise InvalidRequestError(
@@ -92,10 +93,10 @@ async def download(name: str, studio: House, who: Who, alt: str = "media") -> Re
     return FileResponse(studio.files.path(record.id), media_type=record.mime, headers=headers)
 
 
-def told(http: HttpRequest, studio: Studio, file: FileRecord) -> dict[str, Any]:
+def told(http: HttpRequest, studio: Studio, file: FileRecord) -> Wire:
     """A file, as the wire has it. It waits for the disk."""
     address = address_of(http, file.id)
-    wire: dict[str, Any] = {
+    wire: Wire = {
         "name": f"files/{file.id}",
         "mimeType": file.mime,
         "sizeBytes": str(file.size),
@@ -114,6 +115,26 @@ def told(http: HttpRequest, studio: Studio, file: FileRecord) -> dict[str, Any]:
     if problem := problem_of(file, studio.files.path(file.id)):
         wire |= {"state": "FAILED", "error": {"code": 3, "message": problem}}
     return wire
+
+
+def _results_told(http: HttpRequest, record: BatchRecord) -> Wire:
+    """The file of a batch's answers, as files are told of."""
+    batches.check_answered(record)
+    assert record.ended is not None
+    name = names.results(record.id)
+    address = address_of(http, name)
+    wire: Wire = {
+        "name": f"files/{name}",
+        "displayName": record.title or name,
+        "mimeType": "application/jsonl",
+        "createTime": time_of(record.ended),
+        "updateTime": time_of(record.ended),
+        "uri": address,
+        "downloadUri": f"{address}:download?alt=media",
+        "state": "ACTIVE",
+        "source": "GENERATED",
+    }
+    return wire | ({"expirationTime": time_of(record.expires)} if record.expires else {})
 
 
 def address_of(http: HttpRequest, name: str) -> str:
@@ -136,10 +157,3 @@ def problem_of(file: FileRecord, path: Path) -> str | None:
 def type_of(name: str) -> str:
     """The media type that a file's name tells."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
-
-
-def pieces_of(path: Path, size: int = 2**20) -> Iterator[bytes]:
-    """The bytes of a file, some at a time."""
-    with path.open("rb") as opened:
-        while piece := opened.read(size):
-            yield piece

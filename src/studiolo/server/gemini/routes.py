@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from studiolo.server.gemini import caches, content, embeddings, models
+from studiolo.server.gemini import (
+    batch_answers,
+    batches,
+    caches,
+    content,
+    embeddings,
+    files,
+    models,
+    uploading,
+)
+from studiolo.server.studio import Studio
 
 # Enterprise clients put these before all names; whose project it is, the key says.
 _PROJECT = "/projects/{project}/locations/{location}"
@@ -15,9 +25,16 @@ def router() -> APIRouter:
     """All of them. The OpenAPI document tells of the plain paths."""
     router = APIRouter(tags=["gemini"])
     router.include_router(_below(""))
+    uploading.add_routes(router, "/upload/files")
     for before in _ENTERPRISE:
         router.include_router(_below(before), include_in_schema=False)
     return router
+
+
+def prepare(studio: Studio) -> None:
+    """Joins the dialect to what works in the background."""
+    if studio.batches is not None:
+        batch_answers.register(studio)
 
 
 def _below(before: str) -> APIRouter:
@@ -25,4 +42,6 @@ def _below(before: str) -> APIRouter:
     for part in (content, embeddings, models):
         part.add_routes(router, f"{before}/models")
     caches.add_routes(router, f"{before}/cachedContents")
+    files.add_routes(router, f"{before}/files")
+    batches.add_routes(router, f"{before}/models", f"{before}/batches")
     return router

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -64,10 +63,6 @@ _SAMPLING = {
     "frequencyPenalty": "frequency_penalty",
     "candidateCount": "candidates",
 }
-# Of a file that was uploaded here; one at Google is for Google's models.
-_OWN_FILE = re.compile(
-    r"(?:https?://(?!generativelanguage\.googleapis\.com)[^/]+(?:/gemini)?/v1[a-z0-9]*/)?(?P<name>files/[^/]+)"
-)
 _LEAST_TOP_P = 1e-6
 """Stands for 0, which leaves the likeliest token alone."""
 
@@ -207,8 +202,8 @@ def _blob(blob: Fields, where: str) -> Data:
 def _file(file: Fields, where: str) -> FileRef:
     if not file.get("fileUri"):
         raise InvalidRequestError("no fileUri", where=where, remedy="Name the file.")
-    own = _OWN_FILE.fullmatch(file["fileUri"])
-    uri = own["name"] if own else file["fileUri"]
+    own = names.file(file["fileUri"])
+    uri = file["fileUri"] if own is None else f"files/{own}"
     return FileRef(uri=uri, media_type=file.get("mimeType"))
 
 
