@@ -14,7 +14,8 @@ from studiolo.language.caching.contexts import Context
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
-from studiolo.server.gemini import models
+from studiolo.server.gemini import document, models
+from studiolo.server.gemini.attachments import attached
 from studiolo.server.gemini.reading import read
 from studiolo.server.gemini.wire_request import prefix_from
 from studiolo.server.gemini.wire_response import time_of
@@ -31,10 +32,11 @@ _CHANGEABLE = {"ttl", "expireTime", "name"}
 
 def add_routes(router: APIRouter, path: str) -> None:
     """Adds them at a path such as `/cachedContents`."""
-    router.add_api_route(path, create, methods=["POST"])
+    told_of = document.body("CachedContent")
+    router.add_api_route(path, create, methods=["POST"], openapi_extra=told_of)
     router.add_api_route(path, page, methods=["GET"])
     router.add_api_route(path + "/{name}", get, methods=["GET"])
-    router.add_api_route(path + "/{name}", change, methods=["PATCH"])
+    router.add_api_route(path + "/{name}", change, methods=["PATCH"], openapi_extra=told_of)
     router.add_api_route(path + "/{name}", delete, methods=["DELETE"])
 
 
@@ -47,7 +49,7 @@ async def create(http: HttpRequest, studio: House, who: Who) -> dict[str, Any]:
         raise InvalidRequestError("names are made by the server", where="name", remedy="Leave it out.")
     name = models.named(studio, body["model"], "createCachedContent", http)
     lifetime = _lifetime(body) or DEFAULT_LIFETIME
-    prefix = prefix_from(body)
+    prefix = await attached(studio, who.key_id, prefix_from(body))
     async with studio.engines.lease(name, who.key_id) as engine:
         made = engine.create(prefix, ttl=lifetime, model=name, title=body.get("displayName", ""))
         return told(await attended(http, made))

@@ -17,6 +17,8 @@ from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
 from studiolo.server.errors import Told
 from studiolo.server.gemini import errors, models
+from studiolo.server.gemini.attachments import attached
+from studiolo.server.gemini.document import body
 from studiolo.server.gemini.reading import read
 from studiolo.server.gemini.wire_request import check_model, request_from, request_of
 from studiolo.server.gemini.wire_response import Chunks, response_of
@@ -30,31 +32,49 @@ House = Annotated[Studio, Depends(studio_of)]
 def add_routes(router: APIRouter, models_path: str) -> None:
     """Adds them below a path such as `/models`."""
     model = models_path + "/{model:path}"
-    router.add_api_route(f"{model}:generateContent", generate, methods=["POST"], response_model=None)
-    router.add_api_route(f"{model}:streamGenerateContent", stream, methods=["POST"], response_model=None)
-    router.add_api_route(f"{model}:countTokens", count, methods=["POST"], response_model=None)
+    for verb, answer, message in (
+        ("generateContent", generate, "GenerateContentRequest"),
+        ("streamGenerateContent", stream, "GenerateContentRequest"),
+        ("countTokens", count, "CountTokensRequest"),
+    ):
+        router.add_api_route(
+            f"{model}:{verb}", answer, methods=["POST"], response_model=None, openapi_extra=body(message)
+        )
 
 
 async def generate(model: str, http: HttpRequest, studio: House, who: Who) -> Response:
     """The whole answer at once."""
-    request = await _asked(model, "generateContent", http, studio)
+    request = await _asked(model, "generateContent", http, studio, who)
     return JSONResponse(await attended(http, answered(studio, who, request)))
 
 
 async def answered(studio: Studio, who: Caller, request: c.Request, *, batch: bool = False) -> dict[str, Any]:
     """The answer to a request, accounted for, as the wire has it."""
-    async with (
-        studio.engines.lease(request.model, who.key_id) as engine,
-        aclosing(engine.generate(request)) as deltas,
-    ):
-        response = await collected(deltas)
-    await studio.account(who, request.model, response.usage, batch=batch)
-    return response_of(response, _new_id())
+    async with aclosing(deltas_of(studio, who, request, batch=batch)) as deltas:
+        return response_of(await collected(deltas), _new_id())
+
+
+async def deltas_of(
+    studio: Studio, who: Caller, request: c.Request, *, batch: bool = False
+) -> AsyncGenerator[c.Delta]:
+    """The answer in pieces; what it took is accounted for when it ends, or its reader goes."""
+    usage: c.Usage | None = None
+    try:
+        async with (
+            studio.engines.lease(request.model, who.key_id) as engine,
+            aclosing(engine.generate(request)) as deltas,
+        ):
+            async for delta in deltas:
+                usage = delta.usage or usage
+                yield delta
+    finally:
+        if usage is not None:
+            await studio.account(who, request.model, usage, batch=batch)
 
 
 async def stream(model: str, http: HttpRequest, studio: House, who: Who, alt: str = "json") -> Response:
     """The answer in chunks: as server-sent events with `?alt=sse`, else as the items of a JSON array."""
-    request = await _asked(model, "streamGenerateContent", http, studio)
+    request = await _asked(model, "streamGenerateContent", http, studio, who)
     chunks = _chunks(studio, who, request)
     if alt == "sse":
         return Stream(_events(chunks), broken=errors.broken)
@@ -63,11 +83,11 @@ async def stream(model: str, http: HttpRequest, studio: House, who: Who, alt: st
 
 async def count(model: str, http: HttpRequest, studio: House, who: Who) -> Response:
     """How many tokens a prompt is."""
-    body = read("CountTokensRequest", await json_body(http))
+    asked = read("CountTokensRequest", await json_body(http))
     name = models.named(studio, model, "countTokens", http)
-    asked = body.get("generateContentRequest") or {k: v for k, v in body.items() if k != "model"}
-    check_model(body.get("model"), name)
-    request = request_from(asked, name)
+    check_model(asked.get("model"), name)
+    whole = request_from(asked.get("generateContentRequest", asked), name)
+    request = await attached(studio, who.key_id, whole)
     if request.contents[-1].role is c.Role.MODEL:
         # A history is counted as what goes before the user's next turn, here a short one.
         request = request.model_copy(update={"contents": (*request.contents, c.user("."))})
@@ -81,26 +101,20 @@ async def count(model: str, http: HttpRequest, studio: House, who: Who) -> Respo
     return JSONResponse(counted)
 
 
-async def _asked(model: str, method: str, http: HttpRequest, studio: Studio) -> c.Request:
-    body = await json_body(http)
-    return request_of(body, models.named(studio, model, method, http))
+async def _asked(model: str, method: str, http: HttpRequest, studio: Studio, who: Caller) -> c.Request:
+    asked = await json_body(http)
+    request = request_of(asked, models.named(studio, model, method, http))
+    return await attached(studio, who.key_id, request)
 
 
 async def _chunks(studio: Studio, who: Caller, request: c.Request) -> AsyncGenerator[dict[str, Any]]:
     chunks = Chunks(request.model, _new_id())
-    try:
-        async with (
-            studio.engines.lease(request.model, who.key_id) as engine,
-            aclosing(engine.generate(request)) as deltas,
-        ):
-            async for delta in deltas:
-                for chunk in chunks.add(delta):
-                    yield chunk
-        for chunk in chunks.end():
-            yield chunk
-    finally:
-        if chunks.usage:
-            await studio.account(who, request.model, chunks.usage)
+    async with aclosing(deltas_of(studio, who, request)) as deltas:
+        async for delta in deltas:
+            for chunk in chunks.add(delta):
+                yield chunk
+    for chunk in chunks.end():
+        yield chunk
 
 
 def _new_id() -> str:

@@ -13,7 +13,7 @@ from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
 from studiolo.server.errors import NotBuiltError
-from studiolo.server.gemini import models
+from studiolo.server.gemini import document, models
 from studiolo.server.gemini.reading import read
 from studiolo.server.gemini.wire_request import check_model, text_of
 from studiolo.server.sse import attended
@@ -30,16 +30,21 @@ MOST = 100
 def add_routes(router: APIRouter, models_path: str) -> None:
     """Adds them below a path such as `/models`."""
     model = models_path + "/{model:path}"
-    router.add_api_route(f"{model}:embedContent", one, methods=["POST"])
-    router.add_api_route(f"{model}:batchEmbedContents", many, methods=["POST"])
-    router.add_api_route(f"{model}:predict", predict, methods=["POST"])
+    for verb, answer, message in (
+        ("embedContent", one, "EmbedContentRequest"),
+        ("batchEmbedContents", many, "BatchEmbedContentsRequest"),
+        ("predict", predict, "PredictRequest"),
+    ):
+        router.add_api_route(
+            f"{model}:{verb}", answer, methods=["POST"], openapi_extra=document.body(message)
+        )
 
 
 async def one(model: str, http: HttpRequest, studio: House, who: Who) -> dict[str, Any]:
     """The vector of a content."""
     body = read("EmbedContentRequest", await json_body(http))
     name = models.named(studio, model, "embedContent", http)
-    text, dimensions = _wanted(body, name, "")
+    text, dimensions = wanted(body, name, "")
     vectors, counts = await attended(http, embedded(studio, who, name, [text], dimensions))
     return {"embedding": {"values": vectors[0]}, "usageMetadata": {"promptTokenCount": counts[0]}}
 
@@ -48,16 +53,16 @@ async def many(model: str, http: HttpRequest, studio: House, who: Who) -> dict[s
     """The vectors of several contents, in their order."""
     body = read("BatchEmbedContentsRequest", await json_body(http))
     name = models.named(studio, model, "batchEmbedContents", http)
-    wanted = [_wanted(one, name, f"requests[{n}]") for n, one in enumerate(body.get("requests", []))]
-    _check_number(len(wanted), "requests")
-    dimensions = {size for _, size in wanted}
+    asked = [wanted(one, name, f"requests[{n}]") for n, one in enumerate(body.get("requests", []))]
+    _check_number(len(asked), "requests")
+    dimensions = {size for _, size in asked}
     if len(dimensions) > 1:
         raise InvalidRequestError(
             "all requests of a batch have one output_dimensionality",
             where="requests",
             remedy="Send two batches.",
         )
-    texts = [text for text, _ in wanted]
+    texts = [text for text, _ in asked]
     vectors, counts = await attended(http, embedded(studio, who, name, texts, dimensions.pop()))
     return {
         "embeddings": [{"values": vector} for vector in vectors],
@@ -100,7 +105,8 @@ async def embedded(
     return vectors, counts
 
 
-def _wanted(body: Mapping[str, Any], model: str, where: str) -> tuple[str, int | None]:
+def wanted(body: Mapping[str, Any], model: str, where: str) -> tuple[str, int | None]:
+    """The text that a request wants embedded, and the length of its vector."""
     check_model(body.get("model"), model)
     place = f"{where}.content" if where else "content"
     if "content" not in body:

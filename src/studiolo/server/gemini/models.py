@@ -86,7 +86,8 @@ def named(studio: Studio, resource: str, method: str, http: HttpRequest) -> str:
     """
     name = names.model(resource)
     try:
-        return studio.engines.info(name).name
+        studio.engines.info(name)
+        return name
     except UnknownModelError as error:
         version = getattr(http.state, "version", None) or "v1beta"
         raise UnknownModelError(
