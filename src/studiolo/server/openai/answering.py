@@ -53,10 +53,11 @@ def _renamed(where: str | None, fields: Mapping[str, str]) -> str | None:
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks whom."""
+    """Who asks whom; `batch` for what is answered at the price of batches."""
 
     studio: Studio
     caller: Caller
+    batch: bool = False
 
     def shown(self, model: str) -> Show:
         """What of thoughts is told where the request says nothing: of models that run here all; of others
@@ -92,7 +93,7 @@ class Asking:
             async for delta in stream:
                 if delta.usage is not None and not accounted:
                     accounted = True
-                    await self.studio.account(self.caller, request.model, delta.usage)
+                    await self.studio.account(self.caller, request.model, delta.usage, batch=self.batch)
                 yield delta
 
     def _context(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The wire form of embeddings (https://platform.openai.com/docs/api-reference/embeddings/create)."""
+"""/embeddings (https://platform.openai.com/docs/api-reference/embeddings/create)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from fastapi import APIRouter, Depends
 from pydantic import Discriminator, Field, Tag
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
+from studiolo.language import conversation as c
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
-from studiolo.server.openai.wire import Wire, ignored
+from studiolo.server.auth import Caller, caller
+from studiolo.server.bodies import json_body
+from studiolo.server.openai import document
+from studiolo.server.openai.answering import Asking
+from studiolo.server.openai.wire import Wire, ignored, read
+from studiolo.server.sse import attended
+from studiolo.server.studio import Studio, studio_of
 
 MOST_TEXTS = 2048
 
@@ -39,6 +49,40 @@ class EmbeddingRequest(Wire):
     dimensions: int | None = Field(default=None, ge=1)
     encoding_format: Literal["float", "base64"] | None = None
     user: Annotated[str | None, ignored("nothing is done with it")] = None
+
+
+def add_routes(router: APIRouter) -> None:
+    router.add_api_route(
+        "/embeddings",
+        create_embeddings,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=document.body(EmbeddingRequest),
+    )
+
+
+async def create_embeddings(
+    request: Request, studio: Studio = Depends(studio_of), caller: Caller = Depends(caller)
+) -> Response:
+    """One vector a text."""
+    body = await json_body(request)
+    return JSONResponse(await attended(request, answer_item(Asking(studio, caller), body)))
+
+
+async def answer_item(asking: Asking, body: dict[str, Any]) -> dict[str, Any]:
+    """The embeddings that a body asks for, accounted for.
+
+    Raises:
+        StudioloError: what a client of its own would be told as an error.
+    """
+    asked = read(EmbeddingRequest, body)
+    texts = texts_of(asked)
+    said = tuple(c.user(text) for text in texts)
+    async with asking.studio.engines.lease(asked.model, owner=asking.caller.key_id) as engine:
+        vectors = await engine.embed(texts, dimensions=asked.dimensions)
+        tokens = await engine.count_tokens(c.Request(model=asked.model, contents=said))
+    await asking.studio.account(asking.caller, asked.model, c.Usage(prompt=tokens), batch=asking.batch)
+    return answer_of(asked, vectors, tokens)
 
 
 def texts_of(request: EmbeddingRequest) -> list[str]:

@@ -1,11 +1,35 @@
-"""The wire form of models (https://platform.openai.com/docs/api-reference/models)."""
+"""/models (https://platform.openai.com/docs/api-reference/models)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from fastapi import APIRouter, Depends
+from starlette.responses import JSONResponse, Response
+
+from studiolo.server.auth import Caller, caller
 from studiolo.server.pool import ModelInfo
+from studiolo.server.studio import Studio, studio_of
+
+
+def add_routes(router: APIRouter) -> None:
+    for path, route, method in (
+        ("/models", list_models, "GET"),
+        ("/models/{model:path}", retrieve_model, "GET"),
+    ):
+        router.add_api_route(path, route, methods=[method], response_model=None)
+
+
+async def list_models(studio: Studio = Depends(studio_of), _: Caller = Depends(caller)) -> Response:
+    """Every model, of whatever kind."""
+    return JSONResponse(list_of(studio.engines.models()))
+
+
+async def retrieve_model(
+    model: str, studio: Studio = Depends(studio_of), _: Caller = Depends(caller)
+) -> Response:
+    return JSONResponse(model_of(studio.engines.info(model)))
 
 
 def model_of(info: ModelInfo) -> dict[str, Any]:
