@@ -13,10 +13,11 @@ from language.stub import StubCompleter
 from pulled import weights_for_tests
 from studiolo.errors import StudioloError
 from studiolo.language import opening
+from studiolo.language.collect import collected
 from studiolo.language.conversation import Format, GenerationConfig, Request, user
 from studiolo.language.engines.completer import Sampling
 from studiolo.language.engines.local import LocalEngine
-from studiolo.language.errors import InvalidRequestError, UnknownModelError, UnsupportedError
+from studiolo.language.errors import InvalidRequestError, TooLongError, UnknownModelError, UnsupportedError
 from studiolo.models.recommended import Recommended, recommended
 
 
@@ -130,3 +131,19 @@ def test_what_is_recommended_gives_way_to_the_request_and_penalties_to_forms():
     assert used(temperature=0).top_p == 0.9
     held = used(format=Format(kind="json", rule={"type": "object"}))
     assert (held.temperature, held.frequency_penalty) == (0.2, None)
+
+
+def test_a_longer_context_is_set_by_the_environment(monkeypatch, smollm2):
+    monkeypatch.setenv("STUDIOLO_CONTEXT", "512")
+
+    async def go():
+        opened = await opening.engine(str(smollm2))
+        assert opened.capabilities.context == 512
+        with pytest.raises(TooLongError, match="512"):
+            await collected(opened.generate(Request(model="m", contents=(user("word " * 600),))))
+        await opening.close_all()
+
+    asyncio.run(go())
+    monkeypatch.setenv("STUDIOLO_CONTEXT", "many")
+    with pytest.raises(InvalidRequestError, match="many"):
+        opening.longest_context()

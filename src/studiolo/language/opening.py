@@ -7,6 +7,7 @@ judged where a request has safety settings, and the model answers.
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from studiolo.language.caching.semantic import SemanticIndex
 from studiolo.language.catalog import load_catalog, router_of
 from studiolo.language.embedders import MiniLM
 from studiolo.language.engines.completer import Completer, Sampling
+from studiolo.language.errors import InvalidRequestError
 from studiolo.language.routing import Router
 from studiolo.language.safety.guarded import Guarded
 from studiolo.language.safety.lexicon import Lexicon
@@ -117,9 +119,26 @@ async def _local(path: Path, model: str) -> Cached:
     else:
         from studiolo.language.engines.llamacpp import LlamaCpp
 
-        completer = await LlamaCpp.open(path, model=model)
+        completer = await LlamaCpp.open(path, model=model, context=longest_context())
     local = LocalEngine(completer, _sampling(path, model))
     return Cached(Guarded(local, Lexicon()), Contexts(), Warming(completer, local.prompt_tokens))
+
+
+def longest_context() -> int:
+    """Tokens that a GGUF model may have for prompt and answer together, if it was trained for so many:
+    `$STUDIOLO_CONTEXT`, or what the engine takes by itself.
+
+    Raises:
+        InvalidRequestError: the variable is no such number.
+    """
+    from studiolo.language.engines.llamacpp import DEFAULT_CONTEXT
+
+    said = os.environ.get("STUDIOLO_CONTEXT") or str(DEFAULT_CONTEXT)
+    if not said.isdecimal() or int(said) < 1:
+        raise InvalidRequestError(
+            f"not a number of tokens: {said}", where="STUDIOLO_CONTEXT", remedy="Say 32768, or unset it."
+        )
+    return int(said)
 
 
 def _sampling(path: Path, model: str) -> Sampling:

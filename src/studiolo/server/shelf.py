@@ -9,6 +9,7 @@ from functools import cache
 from studiolo.language.catalog import Catalog, load_catalog
 from studiolo.language.conversation import Usage
 from studiolo.language.engines.base import Capabilities
+from studiolo.language.opening import longest_context
 from studiolo.language.prices import Price, cost
 from studiolo.models import registry, weights
 from studiolo.models.known import table
@@ -60,16 +61,14 @@ def price_of(model: str) -> Price | None:
 
 
 def _of_weights(found: Weights) -> ModelInfo:
-    entry = table().weights.get(found.name)
+    entry, gguf, longest = table().weights.get(found.name), found.format == "gguf", longest_context()
     return ModelInfo(
         name=found.name,
         kind=found.purpose,
         title=entry.title if entry else found.name,
         created=found.since,
         capabilities=Capabilities(
-            context=min(found.facts.context or 8192, 8192)
-            if found.format == "gguf"
-            else found.facts.context or 8192,
+            context=min(longest, found.facts.context or longest) if gguf else found.facts.context or longest,
             tools=found.purpose == "chat",
             thinking=found.purpose == "chat",
             grammar=found.purpose != "embedding",

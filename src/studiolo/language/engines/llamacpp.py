@@ -229,7 +229,7 @@ class LlamaCpp:
         if len(completion.prompt) >= context:
             raise TooLongError(
                 f"the prompt has {len(completion.prompt)} tokens, and the context {context}, answer included",
-                remedy="Shorten it, or open the model with a longer context.",
+                remedy="Shorten it, or set STUDIOLO_CONTEXT to more tokens.",
             )
         if "" in completion.stop:
             raise InvalidRequestError("an empty stop text ends every answer before it begins")
