@@ -11,7 +11,7 @@ from studiolo.language.caching.contexts import Prefix
 from studiolo.language.conversation import CallResult, Content, Data, FileRef, Part, Request, Text
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.gemini import names
-from studiolo.server.gemini.files import problem_of
+from studiolo.server.gemini.filetypes import problem_of
 from studiolo.server.studio import Studio
 
 Said = TypeVar("Said", Prefix, Request)

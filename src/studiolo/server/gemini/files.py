@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import mimetypes
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -16,6 +14,7 @@ from studiolo.jobs.batches import BatchRecord
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.gemini import batches, models, names
+from studiolo.server.gemini.filetypes import problem_of
 from studiolo.server.gemini.wire_response import time_of
 from studiolo.server.studio import Studio, studio_of
 from studiolo.store.uploads import FileRecord
@@ -26,17 +25,6 @@ Wire = dict[str, Any]
 
 USUAL, MOST = 10, 100
 """Files of a page, as at Google."""
-
-_SIGNS: dict[str, tuple[bytes, ...]] = {
-    "image/png": (b"\x89PNG\r\n\x1a\n",),
-    "image/jpeg": (b"\xff\xd8\xff",),
-    "image/gif": (b"GIF87a", b"GIF89a"),
-    "image/webp": (b"RIFF",),
-    "audio/wav": (b"RIFF",),
-    "application/pdf": (b"%PDF-",),
-    "application/zip": (b"PK\x03\x04", b"PK\x05\x06"),
-}
-"""How the bytes of a type begin."""
 
 
 def add_routes(router: APIRouter, path: str) -> None:
@@ -140,20 +128,3 @@ def _results_told(http: HttpRequest, record: BatchRecord) -> Wire:
 def address_of(http: HttpRequest, name: str) -> str:
     """Where a client finds a file: an address at this server, in the version that it speaks."""
     return f"{http.base_url}{http.state.version}/files/{name}"
-
-
-def problem_of(file: FileRecord, path: Path) -> str | None:
-    """Why a file cannot be used as what it says to be; None if it can."""
-    signs = _SIGNS.get(file.mime.lower())
-    if signs is None:
-        return None
-    with path.open("rb") as opened:
-        start = opened.read(16)
-    if start.startswith(signs):
-        return None
-    return f"The bytes of this file are not {file.mime}."
-
-
-def type_of(name: str) -> str:
-    """The media type that a file's name tells."""
-    return mimetypes.guess_type(name)[0] or "application/octet-stream"
