@@ -280,7 +280,7 @@ def disturbed(way: str, url: str, count: int, folder: Path, kills: int, seed: in
         rows = connection.execute(
             sa.select(ledger.effects.c.item, sa.func.count()).group_by(ledger.effects.c.item)
         )
-        counts = {item: times for item, times in rows}
+        counts: dict[int, int] = {row[0]: row[1] for row in rows}
     return {
         "kills": done,
         "lost": count - len(counts),

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -92,7 +93,7 @@ def test_every_item_is_answered_once_though_the_process_is_killed_again_and_agai
     for _ in range(6):
         wanted = computed.stat().st_size + chance.randrange(300)  # of some 2,300 bytes in all
         while computed.stat().st_size < wanted:
-            pass
+            time.sleep(0.001)
         os.kill(process, signal.SIGKILL)
         assert workers.line() == "ended -9"
         process = workers(url, computed)

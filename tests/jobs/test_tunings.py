@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -128,8 +129,8 @@ def training(folder: Path) -> int | None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
-def test_a_subject_is_taught_though_server_and_training_are_killed(url, spec, files, tmp_path):
-    chance = random.Random(url.startswith("sqlite"))
+def test_a_subject_is_taught_though_server_and_training_are_killed(spec, files, tmp_path):
+    chance, url = random.Random(0), f"sqlite:///{tmp_path / 'db'}"
     straight = teach({"images": files.folder, "base": "tiny"}, tmp_path / "straight", **RECIPE)
 
     async def create():
@@ -142,10 +143,11 @@ def test_a_subject_is_taught_though_server_and_training_are_killed(url, spec, fi
     tunings = asyncio.run(create())
     run = tunings.folder / "x" / "run"
     server = subprocess.Popen([sys.executable, str(WORKER), url])
-    victims = ["server", "training", "server", "training"]
-    for victim, step in zip(victims, sorted(chance.sample(range(5), 4)), strict=True):
+    victims = ["server", "training", "server"]
+    for victim, step in zip(victims, sorted(chance.sample(range(5), 3)), strict=True):
         while not (run / "metrics.csv").exists() or len(rows(run)) < step:
             assert server.poll() is None
+            time.sleep(0.001)
         if victim == "server":
             server.kill()
             server.wait()
@@ -226,6 +228,62 @@ def test_a_training_that_dies_again_and_again_is_given_up(spec, files, tmp_path,
             record = await over(tunings, (await tunings.create(spec)).id)
             assert len(lives) == 3
             assert (record.state, record.problem) == ("failed", "the training died 3 times (SIGKILL)")
+
+    asyncio.run(main())
+
+
+def test_records_and_events(url, spec, files, monkeypatch):
+    """A training whose run folder is written here, step by step."""
+
+    async def main():
+        async with at_work(url, files) as tunings:
+            go = asyncio.Event()
+
+            async def trained(identity, watch, cancelled):
+                (watch.run / "previews").mkdir(parents=True)
+                (watch.run / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.25\n")
+                (watch.run / "previews" / "step-000002.png").touch()
+                await asyncio.to_thread(tunings._keep_news, identity, watch)
+                await go.wait()
+                return 0
+
+            monkeypatch.setattr(tunings, "_train", trained)
+            record = await tunings.create(
+                spec.model_copy(update={"owner": "me", "title": "Rex", "name": None})
+            )
+            assert (record.name, record.title) == (f"fox-{record.id[:6]}", "Rex")
+            assert (record.class_noun, record.recipe, record.steps) == ("fox", RECIPE, 6)
+
+            async def stepped():
+                return (await tunings.get(record.id, "me")).step == 2
+
+            await until(stepped)
+            go.set()
+
+            async def ended():
+                return (await tunings.get(record.id, "me")).ended is not None
+
+            await until(ended)
+            events = await tunings.events(record.id)
+            assert [(event.kind, event.step, event.message) for event in events] == [
+                ("state", None, "queued"),
+                ("state", None, "running"),
+                ("step", 1, "step 1: loss 0.5000"),
+                ("step", 2, "step 2: loss 0.2500"),
+                ("preview", 2, "preview at step 2"),
+                ("state", None, "succeeded"),
+            ]
+            assert await tunings.events(record.id, after=events[3].number) == events[4:]
+            others = [
+                await tunings.create(spec.model_copy(update={"owner": "me", "name": f"r{i}"})) for i in (1, 2)
+            ]
+            page = await tunings.page("me", size=2)
+            rest = await tunings.page("me", size=2, after=page[-1].id)
+            assert [r.id for r in (*page, *rest)] == [others[1].id, others[0].id, record.id]
+            assert await tunings.page("you") == ()
+            for call in (tunings.get, tunings.cancel, tunings.delete):
+                with pytest.raises(NotFoundError):
+                    await call(record.id, "you")
 
     asyncio.run(main())
 

@@ -39,7 +39,7 @@ class Queue:
         poll: seconds between two looks for work.
     """
 
-    def __init__(self, database: Database, *, worker: str | None = None, poll: float = 0.5) -> None:
+    def __init__(self, database: Database, *, worker: str | None = None, poll: float = 1.0) -> None:
         self.database, self.poll = database, poll
         self.worker = worker or platform.node() or "local"
         self._lines: dict[str, tuple[Run, int]] = {}

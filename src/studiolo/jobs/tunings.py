@@ -243,9 +243,10 @@ class Tunings:
     # --- taking in ----------------------------------------------------------------------------------------
 
     def _take_in(self, identity: str, spec: TuningSpec) -> None:
-        name = spec.name or f"{re.sub(r'[^a-z0-9]+', '-', spec.class_noun.lower()).strip('-')}-{identity[:6]}"
+        recipe = self._recipe(spec)
+        name = spec.name or f"{re.sub(r'[^a-z0-9]+', '-', recipe.class_noun)}-{identity[:6]}"
+        recipe = recipe.with_values({"name": name})
         self._check_name(name)
-        recipe = self._recipe(spec, name)
         folder = self.folder / identity
         try:
             sources = [
@@ -270,7 +271,7 @@ class Tunings:
                 raise ConflictError("a subject of this name is being taught", where=name)
         registry.check_name(name)
 
-    def _recipe(self, spec: TuningSpec, name: str) -> Any:
+    def _recipe(self, spec: TuningSpec) -> Any:
         from studiolo.dreambooth.recipe import Recipe
         from studiolo.dreambooth.subject import check_class_noun
 
@@ -280,7 +281,7 @@ class Tunings:
             raise InvalidRequestError("not to be set here", where=f"recipe.{ours[0]}", remedy="Leave it out.")
         noun, _ = check_class_noun(spec.class_noun)
         try:
-            recipe = Recipe().with_values(spec.recipe | {"class_noun": noun, "name": name, "base": spec.base})
+            recipe = Recipe().with_values(spec.recipe | {"class_noun": noun, "base": spec.base})
             if "previews" not in spec.recipe:
                 recipe = recipe.with_values({"previews": {"every": max(1, recipe.steps // PREVIEWS)}})
             return recipe
