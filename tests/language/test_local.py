@@ -756,7 +756,7 @@ def test_nothing_is_dropped_in_silence(named, where):
 
 
 def test_a_prompt_beyond_the_context_is_refused():
-    with pytest.raises(InvalidRequestError, match="the context 10"):
+    with pytest.raises(InvalidRequestError, match="context length is 10"):
         asked(StubCompleter(context=10))
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 
-def folder_of(package: str, version: str) -> Path:
+def folder_of(package: str, version: str, *also: str) -> Path:
     """Where that version lies, for PYTHONPATH; installed once, and kept beside the weights of the tests.
+    `also` are requirements that it has and does not name.
 
     Skips the test where no package index can be reached.
     """
@@ -22,7 +23,7 @@ def folder_of(package: str, version: str) -> Path:
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=cache))
-        wanted = ["--target", str(made), f"{package}=={version}"]
+        wanted = ["--target", str(made), f"{package}=={version}", *also]
         done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "--quiet", *wanted], capture_output=True, text=True
         )

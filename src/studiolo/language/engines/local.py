@@ -133,7 +133,9 @@ class LocalEngine:
         room = min(max_tokens, able.context - len(prompt))
         if room <= 0:
             raise TooLongError(
-                f"the prompt is {len(prompt)} tokens long, and the context {able.context}",
+                # Clients of several servers know the case by OpenAI's words for it.
+                f"the prompt has {len(prompt):,} tokens, and"
+                f" this model's maximum context length is {able.context:,}",
                 where="contents",
                 remedy="Make it shorter.",
             )
