@@ -14,6 +14,7 @@ from studiolo.jobs.artist import Artist
 from studiolo.jobs.batches import Batches
 from studiolo.jobs.queue import Queue
 from studiolo.jobs.room import Room
+from studiolo.jobs.tunings import Tunings
 from studiolo.language import opening
 from studiolo.language.caching.contexts import Contexts
 from studiolo.models import registry
@@ -52,20 +53,23 @@ def open_studio(settings: Settings) -> Studio:
     )
     room, queue = Room(), Queue(database)
     batches = Batches(database, queue, room, price=shelf.price_of)
+    files = Uploads(
+        database, settings.data / "files", largest=settings.largest_file, total=settings.all_files
+    )
+    tunings = Tunings(database, queue, files, folder=settings.data / "tunings")
     studio = Studio(
         settings=settings,
         database=database,
         engines=engines,
         contexts=contexts,
         keys=Keys(KeyStore(database), needed=not settings.is_loopback),
-        files=Uploads(
-            database, settings.data / "files", largest=settings.largest_file, total=settings.all_files
-        ),
+        files=files,
         metrics=metrics,
         room=room,
         batches=batches,
+        tunings=tunings,
         artist=artist,
-        opening=[queue.start, batches.start],
+        opening=[queue.start, batches.start, tunings.start],
         closing=[queue.close],
     )
     return studio
