@@ -50,6 +50,26 @@ def test_progress_counts_the_steps_of_all_pictures(tiny):
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+def test_sketches_come_before_the_picture_and_change_nothing(tiny):
+    seen = []
+    sketched = Artist().draw(
+        tiny, "a fox", n=9, seed=1, steps=6, sketches=2, on_sketch=lambda *s: seen.append(s)
+    )
+    pictures = asyncio.run(sketched)
+    assert [(picture, number) for picture, number, _ in seen] == [
+        *((i, 0) for i in range(8)), *((i, 1) for i in range(8)), (8, 0), (8, 1),
+    ]  # fmt: skip
+    assert all(Image.open(io.BytesIO(png)).size == (32, 32) for _, _, png in seen)
+    assert len({png for _, _, png in seen}) == 18
+    alone = asyncio.run(Artist().draw(tiny, "a fox", n=9, seed=1, steps=6))
+    assert [picture.png for picture in pictures] == [picture.png for picture in alone]
+
+
+def test_no_larger_than_memory_bears(tiny):
+    with pytest.raises(StudioloError, match="128 at most"):
+        asyncio.run(Artist().draw(tiny, "a fox", width=136, steps=1))
+
+
 def test_cancelled_between_two_steps_it_gives_its_turn_to_the_next(tiny):
     async def main():
         artist, seen = Artist(), []

@@ -168,6 +168,7 @@ class Batches:
         if record.state not in OVER:
             raise ConflictError(f"this batch is {record.state}", where=id, remedy="Cancel it first.")
         await asyncio.to_thread(self._table.delete, id)
+        await self._queue.forget(KIND, id)
 
     def results(self, id: str) -> Iterator[ItemResult]:  # noqa: A002
         """Every item in order, in constant memory, as far as they are answered. It waits for the disk."""

@@ -152,6 +152,7 @@ class Pictures:
             raise ConflictError(f"this job is {record.state}", where=id, remedy="Cancel it first.")
         await asyncio.to_thread(shutil.rmtree, self.folder / id, True)
         await asyncio.to_thread(self._write, PICTURES.delete().where(PICTURES.c.id == id))
+        await self._queue.forget(KIND, id)
 
     def files(self, id: str) -> list[Path]:  # noqa: A002
         """The pictures that are there, `00000.png`, ..., in the order of the requests."""

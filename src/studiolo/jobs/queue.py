@@ -25,6 +25,10 @@ Run = Callable[[str], Awaitable[None]]
 FIRST, BULK = 1, 100
 """Priorities: lower ones go first."""
 
+_UNDER_WAY = ("ENQUEUED", "PENDING", "DELAYED")
+_WAITS = (1.0, 4.0, 16.0, 60.0, 60.0)
+"""Seconds after each time that a job breaks off; after the last it is left to the next start."""
+
 _one = threading.Lock()  # DBOS is one a process
 _log = logging.getLogger(__name__)
 
@@ -37,10 +41,18 @@ class Queue:
         worker: who this is. What was running under this name when it died is taken up at the next `start`,
             so no two processes that share a database have the same.
         poll: seconds between two looks for work.
+        sleep: waits, for tests.
     """
 
-    def __init__(self, database: Database, *, worker: str | None = None, poll: float = 1.0) -> None:
-        self.database, self.poll = database, poll
+    def __init__(
+        self,
+        database: Database,
+        *,
+        worker: str | None = None,
+        poll: float = 1.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.database, self.poll, self._sleep = database, poll, sleep
         self.worker = worker or platform.node() or "local"
         self._lines: dict[str, tuple[Run, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,7 +79,7 @@ class Queue:
             raise
 
     async def put(self, kind: str, job: str, priority: int = BULK) -> None:
-        """Queues a job; one that is there already stays as it is.
+        """Queues a job; one that waits or runs stays as it is, one that ended is begun again.
 
         Raises:
             ConflictError: the queue is not at work.
@@ -75,6 +87,11 @@ class Queue:
         if self._dbos is None:
             raise ConflictError("no jobs are carried now", remedy="Start the queue.")
         await asyncio.to_thread(self._put, kind, job, priority)
+
+    async def forget(self, kind: str, job: str) -> None:
+        """Removes what is kept of a job that has ended."""
+        if self._dbos is not None:
+            await asyncio.to_thread(self._dbos.delete_workflow, f"{kind}:{job}")
 
     async def close(self) -> None:
         """Interrupts what is running, which goes on at the next start."""
@@ -118,7 +135,11 @@ class Queue:
     def _put(self, kind: str, job: str, priority: int) -> None:
         from dbos import SetEnqueueOptions, SetWorkflowID
 
-        with SetWorkflowID(f"{kind}:{job}"), SetEnqueueOptions(priority=priority):
+        identity = f"{kind}:{job}"
+        known = self._dbos.get_workflow_status(identity)
+        if known is not None and known.status not in _UNDER_WAY:
+            self._dbos.delete_workflow(identity)
+        with SetWorkflowID(identity), SetEnqueueOptions(priority=priority):
             self._dbos.enqueue_workflow(kind, self._job, kind, job)
 
     async def _carried(self, kind: str, job: str) -> None:
@@ -131,12 +152,14 @@ class Queue:
         assert task is not None
         self._tasks.add(task)
         try:
-            run, _ = self._lines[kind]
-            await run(job)
-        except Exception:
-            # Whoever runs it writes down what failed; what comes here nobody foresaw.
-            _log.exception("the job %s:%s broke off", kind, job)
-            raise
+            for wait in _WAITS:
+                try:
+                    return await self._lines[kind][0](job)
+                except Exception:
+                    # Whoever runs it writes down what failed; what comes here nobody foresaw, such as a
+                    # database that is away for a moment.
+                    _log.exception("the job %s:%s broke off", kind, job)
+                await self._sleep(wait)
         finally:
             self._tasks.discard(task)
 

@@ -227,6 +227,7 @@ class Tunings:
         if record.state in UNDER_WAY:
             raise ConflictError(f"this tuning is {record.state}", where=id, remedy="Cancel it first.")
         await asyncio.to_thread(self._remove, record)
+        await self._queue.forget(KIND, id)
 
     async def events(self, id: str, after: int = 0, size: int = 1000) -> tuple[TuningEvent, ...]:  # noqa: A002
         """What happened behind the event number `after`, in order."""
