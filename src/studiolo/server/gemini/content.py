@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -13,14 +13,16 @@ from starlette.responses import JSONResponse, Response
 
 from studiolo.language import conversation as c
 from studiolo.language.collect import collected
+from studiolo.language.errors import UnsupportedError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
-from studiolo.server.errors import Told
+from studiolo.server.errors import NotBuiltError, Told
 from studiolo.server.gemini import errors, models
 from studiolo.server.gemini.attachments import attached
 from studiolo.server.gemini.document import body
+from studiolo.server.gemini.pictures import DRAWS, drawn_deltas
 from studiolo.server.gemini.reading import read
-from studiolo.server.gemini.wire_request import check_model, request_from, request_of
+from studiolo.server.gemini.wire_request import PictureRequest, check_model, request_from, request_of
 from studiolo.server.gemini.wire_response import Chunks, response_of
 from studiolo.server.sse import Event, Stream, attended, dumps
 from studiolo.server.studio import Studio, studio_of
@@ -40,6 +42,7 @@ def add_routes(router: APIRouter, models_path: str) -> None:
         router.add_api_route(
             f"{model}:{verb}", answer, methods=["POST"], response_model=None, openapi_extra=body(message)
         )
+    router.add_api_route(f"{model}:computeTokens", compute, methods=["POST"], include_in_schema=False)
 
 
 async def generate(model: str, http: HttpRequest, studio: House, who: Who) -> Response:
@@ -60,16 +63,35 @@ async def deltas_of(
     """The answer in pieces; what it took is accounted for when it ends, or its reader goes."""
     usage: c.Usage | None = None
     try:
-        async with (
-            studio.engines.lease(request.model, who.key_id) as engine,
-            aclosing(engine.generate(request)) as deltas,
-        ):
+        async with _deltas(studio, who, request, batch) as deltas:
             async for delta in deltas:
                 usage = delta.usage or usage
                 yield delta
     finally:
         if usage is not None:
             await studio.account(who, request.model, usage, batch=batch)
+
+
+@asynccontextmanager
+async def _deltas(
+    studio: Studio, who: Caller, request: c.Request, batch: bool
+) -> AsyncIterator[AsyncGenerator[c.Delta]]:
+    """From a model that draws, or from an engine."""
+    if studio.engines.info(request.model).kind in DRAWS:
+        async with aclosing(drawn_deltas(studio, request, batch=batch)) as deltas:
+            yield deltas
+        return
+    if isinstance(request, PictureRequest):
+        raise UnsupportedError(
+            "models that speak leave it open how their pictures are to be",
+            where="generation_config.image_config",
+            remedy="Leave it out, or ask the model that draws.",
+        )
+    async with (
+        studio.engines.lease(request.model, who.key_id) as engine,
+        aclosing(engine.generate(request)) as deltas,
+    ):
+        yield deltas
 
 
 async def stream(model: str, http: HttpRequest, studio: House, who: Who, alt: str = "json") -> Response:
@@ -99,6 +121,11 @@ async def count(model: str, http: HttpRequest, studio: House, who: Who) -> Respo
     if all(isinstance(part, c.Text) for content in request.contents for part in content.parts):
         counted["promptTokensDetails"] = [{"modality": "TEXT", "tokenCount": total}]
     return JSONResponse(counted)
+
+
+async def compute(model: str, who: Who) -> None:
+    """Enterprise clients know it; its answer is a tokenizer's own numbers."""
+    raise NotBuiltError("tokens are counted here, and not told one by one", remedy="Ask countTokens.")
 
 
 async def _asked(model: str, method: str, http: HttpRequest, studio: Studio, who: Caller) -> c.Request:

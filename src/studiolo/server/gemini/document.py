@@ -22,6 +22,8 @@ _REQUIRED = {
     "EmbedContentRequest": ["content"],
     "BatchEmbedContentsRequest": ["requests"],
     "PredictRequest": ["instances"],
+    "DrawRequest": ["instances"],
+    "DrawInstance": ["prompt"],
     "Content": ["parts"],
     "Blob": ["mimeType", "data"],
     "FileData": ["fileUri"],
@@ -32,10 +34,12 @@ _REQUIRED = {
 }
 
 
-def body(message: str) -> dict[str, Any]:
-    """What a route that reads its own body says of it: the schema, without references. Refused fields are
-    not in it."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _message(message)}}}}
+def body(*messages: str) -> dict[str, Any]:
+    """What a route that reads its own body says of it: the schema, without references, of a message, or of
+    any of several. Refused fields are not in it."""
+    schemas = [_message(message) for message in messages]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _message(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""embedContent, batchEmbedContents, and the predict of models that embed."""
+"""embedContent, batchEmbedContents, and what predict answers for models that embed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from studiolo.language.conversation import Request, Usage, user
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
-from studiolo.server.errors import NotBuiltError
 from studiolo.server.gemini import document, models
 from studiolo.server.gemini.reading import read
 from studiolo.server.gemini.wire_request import check_model, text_of
@@ -33,7 +32,6 @@ def add_routes(router: APIRouter, models_path: str) -> None:
     for verb, answer, message in (
         ("embedContent", one, "EmbedContentRequest"),
         ("batchEmbedContents", many, "BatchEmbedContentsRequest"),
-        ("predict", predict, "PredictRequest"),
     ):
         router.add_api_route(
             f"{model}:{verb}", answer, methods=["POST"], openapi_extra=document.body(message)
@@ -70,12 +68,11 @@ async def many(model: str, http: HttpRequest, studio: House, who: Who) -> dict[s
     }
 
 
-async def predict(model: str, http: HttpRequest, studio: House, who: Who) -> dict[str, Any]:
-    """The same as enterprise clients ask for it; models that draw have a predict of their own."""
-    name = models.named(studio, model, "predict", http)
-    if studio.engines.info(name).kind in ("drawing", "subject"):
-        raise NotBuiltError("pictures are not to be had by predict yet", where=name)
-    body = read("PredictRequest", await json_body(http))
+async def predicted(
+    name: str, asked: Mapping[str, Any], http: HttpRequest, studio: Studio, who: Caller
+) -> dict[str, Any]:
+    """The same as enterprise clients ask for it, by predict."""
+    body = read("PredictRequest", asked)
     texts = [instance.get("content", "") for instance in body.get("instances", [])]
     _check_number(len(texts), "instances")
     dimensions = body.get("parameters", {}).get("outputDimensionality")
@@ -100,7 +97,8 @@ async def embedded(
     """The vectors of texts and the tokens of each, accounted for."""
     async with studio.engines.lease(model, who.key_id) as engine:
         vectors = await engine.embed(texts, dimensions=dimensions)
-        counts = [await engine.count_tokens(Request(model=model, contents=(user(text),))) for text in texts]
+        asked = [Request(model=model, contents=(user(text),)) for text in texts]
+        counts = [await engine.count_tokens(request) for request in asked]
     await studio.account(who, model, Usage(prompt=sum(counts)), batch=batch)
     return vectors, counts
 

@@ -207,6 +207,15 @@ _SAID_OF_FILES = dict.fromkeys(
     _SAID,
 )  # fmt: skip
 
+_RATIO = Field("text", "such as 16:9; about as many pixels as the model was taught with")
+_NO_SIZE = _refused(
+    "models draw at the size that they were taught with; predict takes width and height", "text"
+)
+_OUTPUT = {
+    "mimeType": Field("text", "image/png; image/jpeg, with how it was made as its comment"),
+    "compressionQuality": Field("integer", "of image/jpeg", least=0, most=100),
+}
+
 MESSAGES: dict[str, dict[str, Field]] = {
     "GenerateContentRequest": _REQUEST,
     "CountTokensRequest": {
@@ -357,13 +366,50 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "thinkingLevel": _emulated("ThinkingLevel", "XHIGH is HIGH"),
     },
     "ImageConfig": {
-        "aspectRatio": TEXT,
-        "imageSize": TEXT,
+        "aspectRatio": _RATIO,
+        "imageSize": _NO_SIZE,
         "personGeneration": _refused("nobody looks for persons here"),
         "prominentPeople": _refused("nobody looks for persons here"),
-        "outputMimeType": TEXT,
-        "outputCompressionQuality": Field("integer", least=0, most=100),
-        "imageOutputOptions": JSON,
+        "outputMimeType": _OUTPUT["mimeType"],
+        "outputCompressionQuality": _OUTPUT["compressionQuality"],
+        "imageOutputOptions": Field("ImageOutputOptions"),
+    },
+    "ImageOutputOptions": _OUTPUT,
+    "DrawRequest": {
+        "instances": _list(Field("DrawInstance", "one")),
+        "parameters": Field("DrawParameters"),
+        "labels": _REQUEST["labels"],
+    },
+    "DrawInstance": {
+        "prompt": Field("text", "[V] stands for the subject"),
+        "image": _refused("pictures are drawn from words"),
+        "mask": _refused("pictures are drawn from words"),
+        "referenceImages": _refused("pictures are drawn from words; teach a subject instead"),
+    },
+    "DrawParameters": {
+        "sampleCount": Field("integer", least=1, most=8),
+        "aspectRatio": _RATIO,
+        "seed": Field(
+            "integer", "of the first picture; the others have those that follow", least=0, most=2**32 - 9
+        ),
+        "negativePrompt": TEXT,
+        "guidanceScale": Field("number", least=0, most=100),
+        "outputOptions": Field("ImageOutputOptions"),
+        "steps": Field("integer", "Studiolo's own: denoising steps", least=1, most=1000),
+        "sampler": Field("text", "Studiolo's own: as `studiolo generate` has it"),
+        "width": Field("integer", "Studiolo's own: pixels", least=1, most=2048),
+        "height": Field("integer", "Studiolo's own: pixels", least=1, most=2048),
+        "sampleImageSize": _NO_SIZE,
+        "safetySetting": _emulated("text", "only block_none: pictures are not judged here"),
+        "personGeneration": _emulated("text", "only allow_all: nobody looks for persons here"),
+        "includeSafetyAttributes": _ignored("flag", "pictures are not judged, so there is nothing to tell"),
+        "includeRaiReason": _ignored("flag", "the same"),
+        "language": _ignored("text", "prompts are read as they are"),
+        "addWatermark": _refused("pictures say how they were made, in their files, and nowhere else", "flag"),
+        "enhancePrompt": _refused("prompts are drawn as they are", "flag"),
+        "storageUri": _refused("pictures come with the answer", "text"),
+        "mode": _refused("pictures are drawn from words", "text"),
+        "editMode": _refused("pictures are drawn from words", "text"),
     },
     "Schema": _SCHEMA,
 }

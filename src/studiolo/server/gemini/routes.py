@@ -12,6 +12,7 @@ from studiolo.server.gemini import (
     embeddings,
     files,
     models,
+    predict,
     uploading,
 )
 from studiolo.server.studio import Studio
@@ -39,7 +40,7 @@ def prepare(studio: Studio) -> None:
 
 def _below(before: str) -> APIRouter:
     router = APIRouter()
-    for part in (content, embeddings, models):
+    for part in (content, embeddings, predict, models):
         part.add_routes(router, f"{before}/models")
     caches.add_routes(router, f"{before}/cachedContents")
     files.add_routes(router, f"{before}/files")

@@ -67,6 +67,15 @@ _LEAST_TOP_P = 1e-6
 """Stands for 0, which leaves the likeliest token alone."""
 
 
+class PictureRequest(Request):
+    """One that also says how its pictures are to be: a ratio such as 16:9, the type of their files, and the
+    quality of JPEG files (0 to 100)."""
+
+    aspect_ratio: str | None = None
+    media_type: str | None = None
+    quality: int | None = None
+
+
 def request_of(body: Any, model: str) -> Request:
     """The request that the body of a generateContent asks of that model.
 
@@ -85,8 +94,10 @@ def request_from(asked: Fields, model: str) -> Request:
             "* GenerateContentRequest.contents: contents is not specified", where="contents"
         )
     cached = asked.get("cachedContent")
-    return Request(
+    kind, wishes = _picture(asked.get("generationConfig", {}).get("imageConfig", {}))
+    return kind(
         model=model,
+        **wishes,
         **dict(prefix),
         config=_config(asked.get("generationConfig", {})),
         safety=_safety(asked.get("safetySettings", [])),
@@ -408,6 +419,18 @@ def _modalities(config: Fields) -> tuple[Any, ...]:
             remedy="Add IMAGE, or leave it out.",
         )
     return tuple(dict.fromkeys(wanted)) or ("text",)
+
+
+def _picture(config: Fields) -> tuple[type[Request], dict[str, Any]]:
+    """The kind of a request, and what it says of pictures."""
+    output = config.get("imageOutputOptions", {})
+    wishes = {
+        "aspect_ratio": config.get("aspectRatio"),
+        "media_type": config.get("outputMimeType", output.get("mimeType")),
+        "quality": config.get("outputCompressionQuality", output.get("compressionQuality")),
+    }
+    asked = any(value is not None for value in wishes.values())
+    return (PictureRequest, wishes) if asked else (Request, {})
 
 
 def _safety(settings: list[Fields]) -> tuple[SafetySetting, ...]:
