@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from gemini_stub import HOLD, Scripted, client_of, done
+from google.genai import errors
 from PIL import Image
 
 from studiolo.language import conversation as c
@@ -354,3 +355,35 @@ def test_the_openapi_document_tells_of_the_fields(serve):
     config = schema["properties"]["generationConfig"]["properties"]
     assert config["temperature"] == {"type": "number", "minimum": 0, "maximum": 2}
     assert "speechConfig" not in config
+
+
+def test_what_is_not_offered_says_so(serve):
+    error = posted(serve(Scripted()).url, "/v1beta1/publishers/google/models/stub:computeTokens").json()[
+        "error"
+    ]
+    assert (error["code"], error["status"]) == (501, "UNIMPLEMENTED")
+
+
+def test_each_key_has_contexts_of_its_own(serve):
+    served = serve(Scripted())
+    anna, ben = (served.studio.keys.store.create(name)[0] for name in ("anna", "ben"))
+    client = client_of(served.url, api_key=anna)
+    made = client.caches.create(model="stub", config={"contents": "a long book"})
+    assert [one.name for one in client.caches.list()] == [made.name]
+    for key in (ben, "test-key"):
+        other = client_of(served.url, api_key=key)
+        assert list(other.caches.list()) == []
+        with pytest.raises(errors.ClientError, match="404"):
+            other.models.generate_content(model="stub", contents="hi", config={"cached_content": made.name})
+    answer = client.models.generate_content(model="stub", contents="hi", config={"cached_content": made.name})
+    assert answer.text == "Hello there."
+
+
+def test_batches_wait_while_somebody_is_answered(serve):
+    engine = Scripted(["Hel", HOLD])
+    served = serve(engine)
+    assert not served.studio.room.busy
+    with httpx.stream("POST", f"{served.url}{STREAM}?alt=sse", json=HI, headers=KEY) as answer:
+        next(answer.iter_bytes())
+        assert served.studio.room.busy
+    assert engine.cancelled.wait(10)

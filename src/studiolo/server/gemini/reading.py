@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from studiolo.language.errors import InvalidRequestError
@@ -50,6 +51,7 @@ def read(message: str, value: Any, where: str = "") -> dict[str, Any]:
     return made
 
 
+@lru_cache(maxsize=1024)
 def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])[A-Z]", lambda match: "_" + match[0].lower(), name)
 
@@ -186,7 +188,7 @@ def _integer(value: Any) -> int:
 
 def _bytes(value: Any) -> bytes:
     """Base64 in the standard's alphabet or that of URLs, with padding or without."""
-    text = _text(value).translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")
+    text = _text(value).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
