@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -26,12 +27,16 @@ from studiolo.server.logs import Requests
 from studiolo.server.studio import Studio
 
 log = logging.getLogger("studiolo.server")
+FAREWELL = 5.0
+"""Seconds that answers which are cut off have to tell their clients."""
 EXPIRY = 600.0
 """Seconds between two looks for files and contexts whose time is over."""
 
 
 def create_app(studio: Studio) -> FastAPI:
     """The server over these rooms; it closes them when it ends."""
+
+    under_way: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -43,6 +48,8 @@ def create_app(studio: Studio) -> FastAPI:
         for work in works:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
+        if under_way:  # those that took too long are cut off by now, and about to say so
+            await asyncio.wait(under_way, timeout=FAREWELL)
         await studio.close()
 
     app = FastAPI(
@@ -67,7 +74,11 @@ def create_app(studio: Studio) -> FastAPI:
     if studio.settings.cors:
         _allow_origins(app, studio.settings.cors)
     app.add_middleware(
-        Requests, metrics=studio.metrics, answer=answer_error, log_prompts=studio.settings.log_prompts
+        Requests,
+        metrics=studio.metrics,
+        answer=answer_error,
+        under_way=under_way,
+        log_prompts=studio.settings.log_prompts,
     )
     return app
 

@@ -6,6 +6,7 @@ catches what nobody foresaw, and settles the account in the end.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -73,6 +74,7 @@ class Requests:
 
     Args:
         answer: makes the answer to what nobody foresaw.
+        under_way: the tasks of requests that have not ended, for who waits for them.
         log_prompts: write the bodies of requests down, cut at 16 KiB.
     """
 
@@ -82,9 +84,11 @@ class Requests:
         *,
         metrics: Metrics,
         answer: Callable[[Request, Exception], Awaitable[Response]],
+        under_way: set[asyncio.Task[Any]],
         log_prompts: bool = False,
     ) -> None:
         self.app, self._metrics, self._answer, self._log_prompts = app, metrics, answer, log_prompts
+        self._under_way = under_way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,6 +99,9 @@ class Requests:
         state = scope["state"] = {**scope.get("state", {}), "entry": entry, "dialect": None, "version": None}
         token = _current.set(entry)
         self._metrics.running.inc()
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -110,6 +117,7 @@ class Requests:
             for end in entry.at_end:
                 end()
             self._metrics.running.dec()
+            self._under_way.discard(task)
             self._settle(scope, state, entry, asked)
             _current.reset(token)
 

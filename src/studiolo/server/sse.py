@@ -81,19 +81,22 @@ class Stream(Response):
                 await send({"type": "http.response.body", "body": event.encoded(), "more_body": True})
         except asyncio.CancelledError as error:  # the server stops, or nobody is there to read this
             if started:
-                for event in self._broken(told(error)):
-                    await send({"type": "http.response.body", "body": event.encoded(), "more_body": True})
+                await self._break_off(send, told(error))
+                await send({"type": "http.response.body", "body": b""})
             raise
         except Exception as error:
             if not started:
                 raise
-            for event in self._broken(_told_and_logged(error)):
-                await send({"type": "http.response.body", "body": event.encoded(), "more_body": True})
+            await self._break_off(send, _told_and_logged(error))
         finally:
             await self._events.aclose()
         if not started:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": b""})
+
+    async def _break_off(self, send: Send, said: Told) -> None:
+        for event in self._broken(said):
+            await send({"type": "http.response.body", "body": event.encoded(), "more_body": True})
 
 
 async def attended(request: Request, work: Awaitable[T]) -> T:
