@@ -31,11 +31,15 @@ class RunWatch:
         run: the folder; it may come later.
         steps: of the whole training.
         seen: the last step of each kind that is known.
+
+    Attributes:
+        step: how far the training is, also where that is no news.
     """
 
     run: Path
     steps: int
     seen: dict[str, int]
+    step: int = 0
     _place: tuple[int, int] = (0, 0)  # which file, how much of it
 
     def look(self) -> list[News]:
@@ -68,7 +72,7 @@ class RunWatch:
         every = -(-self.steps // MOST_STEPS)
         for row in csv.reader(whole.splitlines()):
             values = dict(zip(columns, map(float, row), strict=True))
-            step = int(values.pop("step"))
+            step = self.step = int(values.pop("step"))
             if step % every == 0 or step == self.steps:
                 yield News("step", step, values)
 

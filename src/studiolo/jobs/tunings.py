@@ -302,9 +302,9 @@ class Tunings:
                     return None
                 if record.state == "cancelling":
                     return await asyncio.to_thread(self._end, identity, "cancelled")
-                watch = await asyncio.to_thread(self._watch, record)
+                watch, saved = await asyncio.to_thread(self._watch, record), self._saved(identity)
                 code = await self._train(identity, watch, cancelled)
-                await asyncio.to_thread(self._judge, record, code)
+                await asyncio.to_thread(self._judge, identity, code, self._saved(identity) > saved)
         finally:
             del self._cancels[identity]
 
@@ -342,21 +342,23 @@ class Tunings:
             process.kill()
         return await ended
 
-    def _judge(self, record: TuningRecord, code: int) -> None:
+    def _saved(self, identity: str) -> int:
+        """The step of the newest checkpoint."""
+        checkpoints = _numbered(self._run_of(identity) / "checkpoints", "*.ckpt")
+        return checkpoints[-1][0] if checkpoints else 0
+
+    def _judge(self, identity: str, code: int, further: bool) -> None:
         """What the end of a process means: done, failed, cancelled, or to be gone on with."""
-        now = self._load(record.id)
+        now = self._load(identity)
         if now is None or now.state == "cancelling":
             return
         if code == 0:
-            self._end(record.id, "succeeded")
+            self._end(identity, "succeeded")
         elif code in (1, 2):
-            self._end(
-                record.id,
-                "failed",
-                _reason((self.folder / record.id / "train.log").read_text("utf-8", "replace")),
-            )
-        elif self._count_crash(record.id, further=now.step > record.step) > self._crashes:
-            self._end(record.id, "failed", f"the training died {self._crashes + 1} times ({_signal(code)})")
+            log = (self.folder / identity / "train.log").read_text("utf-8", "replace")
+            self._end(identity, "failed", _reason(log))
+        elif self._count_crash(identity, further=further) > self._crashes:
+            self._end(identity, "failed", f"the training died {self._crashes + 1} times ({_signal(code)})")
 
     def _count_crash(self, identity: str, *, further: bool) -> int:
         count = 1 if further else TUNINGS.c.crashes + 1
@@ -375,13 +377,14 @@ class Tunings:
         return RunWatch(self._run_of(record.id), record.steps, seen)
 
     def _keep_news(self, identity: str, watch: RunWatch) -> None:
-        if not (found := watch.look()):
+        before, found = watch.step, watch.look()
+        if not found and watch.step == before:
             return
         with self._database.begin() as connection:
             for news in found:
                 self._tell(connection, identity, news.kind, news.step, _message(news), dict(news.data))
-            step = watch.seen.get("step", 0)
-            connection.execute(TUNINGS.update().where(TUNINGS.c.id == identity).values(step=step))
+            mine = TUNINGS.c.id == identity
+            connection.execute(TUNINGS.update().where(mine).values(step=watch.step))
 
     def _tell(
         self, connection: sa.Connection, identity: str, kind: str, step: int | None, message: str,
