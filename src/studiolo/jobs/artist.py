@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from studiolo.errors import StudioloError
 from studiolo.jobs.queue import BULK, FIRST
 from studiolo.jobs.turns import Turns
 from studiolo.language.errors import InvalidRequestError
@@ -23,8 +25,13 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 """(denoising steps done, of how many), for all pictures of a drawing together."""
 
+Sketch = Callable[[int, int, bytes], None]
+"""(which picture, which sketch of it, a PNG file), both counted from 0."""
+
 MOST = 128
 """Pictures of one drawing."""
+LARGEST = 4
+"""Sides of a picture, in sides that the model was trained for: memory grows with more than their square."""
 BATCH = 8
 """Pictures drawn at once, as `studiolo generate` does it: the last bits of a picture depend on it."""
 
@@ -96,11 +103,17 @@ class Artist:
         sampler: str | None = None,
         interactive: bool = True,
         progress: Progress | None = None,
+        sketches: int = 0,
+        on_sketch: Sketch | None = None,
     ) -> list[Picture]:
         """Draws `n` pictures of a prompt, from the seeds seed, seed + 1, ... (by default random ones).
 
         What is left open is as `studiolo generate` has it, and so are the bytes. Cancelled, it ends after
         the denoising step at work.
+
+        Args:
+            sketches: of each picture on its way, at even distances, as far as it has steps for them; they go
+                to `on_sketch`.
 
         Raises:
             NoSuchModelError: there is no such model to draw with.
@@ -115,23 +128,33 @@ class Artist:
             [(prompt, first + i) for i in range(n)],
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
-        return await self.carry_out(model, order, FIRST if interactive else BULK, progress)
+        priority = FIRST if interactive else BULK
+        return await self.carry_out(model, order, priority, progress, sketches if on_sketch else 0, on_sketch)
 
     async def carry_out(
-        self, model: str, order: Order, priority: int, progress: Progress | None = None
+        self,
+        model: str,
+        order: Order,
+        priority: int,
+        progress: Progress | None = None,
+        sketches: int = 0,
+        on_sketch: Sketch | None = None,
     ) -> list[Picture]:
         """Draws all of an order in one turn; raises as `draw` does."""
         loop, stop = asyncio.get_running_loop(), threading.Event()
         total = order.steps * -(-len(order.requests) // BATCH)
         done = 0
 
-        def on_step(_: Step) -> None:
+        def on_step(drawer: ImageModel, step: Step) -> None:
             nonlocal done
             if stop.is_set():
                 raise _Stopped
             done += 1
             if progress is not None:
                 loop.call_soon_threadsafe(progress, min(done, total), total)
+            if on_sketch is not None and (number := _sketch_at(step, sketches)) is not None:
+                for picture, png in zip(step.pictures, _sketched(drawer, step), strict=True):
+                    loop.call_soon_threadsafe(on_sketch, picture, number, png)
 
         async with self._turns.turn(priority):
             return await _in_thread(lambda: self._draw(self._model(model), order, on_step), stop)
@@ -142,14 +165,22 @@ class Artist:
             self._models.pop(model, None)
             gc.collect()
 
-    def _draw(self, model: ImageModel, order: Order, on_step: Callable[[Step], None]) -> list[Picture]:
+    def _draw(
+        self, model: ImageModel, order: Order, on_step: Callable[[ImageModel, Step], None]
+    ) -> list[Picture]:
         from studiolo.diffusion.samplers import SamplerSettings
 
+        _check_size(model, order)
         requests = [model.request(prompt, seed, order.negative) for prompt, seed in order.requests]
         settings = SamplerSettings(order.sampler, order.steps, order.guidance)
         notes = tuple(model.notes(requests))
         drawn = model.draw(
-            requests, settings, width=order.width, height=order.height, batch_size=BATCH, on_step=on_step
+            requests,
+            settings,
+            width=order.width,
+            height=order.height,
+            batch_size=BATCH,
+            on_step=lambda step: on_step(model, step),
         )
         return [
             Picture(
@@ -188,6 +219,42 @@ def size_of(model: ImageModel) -> int:
     """Bytes of its weights."""
     parts = (model.components.unet, model.components.vae, model.components.text_encoder)
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+
+def _check_size(model: ImageModel, order: Order) -> None:
+    own = model.components.image_size
+    for name, side in (("width", order.width), ("height", order.height)):
+        try:
+            model.components.latent_shape(side)
+        except StudioloError as error:
+            message = error.message.replace("height", name)
+            raise InvalidRequestError(message, where=name, remedy=error.remedy) from None
+        if side is not None and side > LARGEST * own:
+            raise InvalidRequestError(
+                f"{side} pixels, and this model draws {own} best",
+                where=name,
+                remedy=f"Use {LARGEST * own} at most.",
+            )
+
+
+def _sketch_at(step: Step, sketches: int) -> int | None:
+    """Which sketch is due at this step."""
+    marks = [step.total * (i + 1) // (sketches + 1) for i in range(sketches)]
+    return marks.index(step.number) if step.number in marks and step.number < step.total else None
+
+
+def _sketched(model: ImageModel, step: Step) -> list[bytes]:
+    """What the pictures will look like, as far as the model can tell at this step, as PNG files."""
+    from PIL import Image
+
+    from studiolo.diffusion.sampling import decode_latents
+
+    files = []
+    for pixels in decode_latents(model.components, step.clean):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format="PNG")
+        files.append(file.getvalue())
+    return files
 
 
 class _Stopped(Exception):  # noqa: N818 (no error: nobody waits for the pictures any more)

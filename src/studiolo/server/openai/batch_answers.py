@@ -10,7 +10,7 @@ from studiolo.language.conversation import Usage
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller
 from studiolo.server.errors import told
-from studiolo.server.openai import chat, embeddings, responses
+from studiolo.server.openai import chat, embeddings, images, responses
 from studiolo.server.openai.answering import Asking
 from studiolo.server.openai.errors import error_of
 from studiolo.server.studio import Studio
@@ -23,6 +23,7 @@ _ANSWERS: dict[str, Callable[[Asking, JSON], Awaitable[JSON]]] = {
     "/v1/chat/completions": chat.answer_item,
     "/v1/responses": responses.answer_item,
     "/v1/embeddings": embeddings.answer_item,
+    "/v1/images/generations": images.answer_item,
 }
 
 

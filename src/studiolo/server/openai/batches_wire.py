@@ -27,7 +27,7 @@ Metadata = Annotated[
     dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
     Field(max_length=16),
 ]
-Endpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings"]
+Endpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/v1/images/generations"]
 
 MOST_LINES = 50_000
 """Requests of one batch, as with OpenAI."""

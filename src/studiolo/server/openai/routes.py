@@ -10,6 +10,7 @@ from studiolo.server.openai import (
     chat,
     embeddings,
     files,
+    images,
     models,
     responses,
     uploads,
@@ -20,7 +21,7 @@ from studiolo.server.studio import Studio
 def router() -> APIRouter:
     """All routes of the dialect."""
     made = APIRouter(tags=["OpenAI"])
-    for part in (chat, responses, embeddings, models, files, uploads, batches):
+    for part in (chat, responses, embeddings, models, files, uploads, batches, images):
         part.add_routes(made)
     return made
 

@@ -1,0 +1,270 @@
+"""Pictures, by the official client, from a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+
+import httpx
+import openai
+import pytest
+from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent, ImagesResponse
+from PIL import Image
+from talking import client_of
+from working import waited, working
+
+from language.stub import StubEngine
+from studiolo.drawing.model import ImageModel
+from studiolo.drawing.provenance import read_provenance
+from studiolo.models.registry import CARD_FILE, register
+from studiolo.server.keys import KeyStore
+from studiolo.server.openai.images_wire import ImageRequest
+from studiolo.server.openai.wire import standings
+from tiny import tiny_folder
+
+QUICK = {"steps": 2, "seed": 7}
+
+
+@pytest.fixture(autouse=True)
+def tiny(tmp_path):
+    """A model `tiny`, and a subject `my-fox`."""
+    register(tiny_folder(tmp_path / "base"), "tiny")
+    subject = tiny_folder(tmp_path / "subject", seed=1)
+    card = {"title": "My fox", "class_noun": "fox", "identifier": "zwx", "base": {"name": "tiny"}}
+    (subject / CARD_FILE).write_text(json.dumps(card))
+    register(subject, "my-fox")
+
+
+@pytest.fixture
+def served(studiolo_home):
+    with working(studiolo_home, {"stub": StubEngine()}) as served:
+        yield served
+
+
+@pytest.fixture
+def client(served):
+    return client_of(served.url)
+
+
+def png(image) -> bytes:
+    return base64.b64decode(image.b64_json)
+
+
+def test_pictures_with_their_provenance(client):
+    answer = client.images.generate(model="tiny", prompt="a red fox", n=2, size="48x32", extra_body=QUICK)
+    ImagesResponse.model_validate(answer.model_dump(), strict=True)
+    assert (answer.size, answer.output_format, answer.background) == ("48x32", "png", "opaque")
+    for number, image in enumerate(answer.data):
+        record = read_provenance(io.BytesIO(png(image)))
+        assert (record.request.prompt, record.request.seed) == ("a red fox", 7 + number)
+        assert (record.model.name, record.settings["steps"]) == ("tiny", 2)
+        assert Image.open(io.BytesIO(png(image))).size == (48, 32)
+        assert (image.seed, image.revised_prompt) == (7 + number, "a red fox")
+
+
+def test_the_same_bytes_as_in_python(client):
+    extra = {"negative_prompt": "snow", "guidance_scale": 3.0, "sampler": "euler", **QUICK}
+    (image,) = client.images.generate(model="tiny", prompt="a fox", extra_body=extra).data
+    (alone,) = ImageModel.load("tiny").generate(
+        "a fox", seed=7, negative_prompt="snow", sampler="euler", steps=2, guidance_scale=3.0
+    )
+    assert png(image) == alone.png()
+
+
+def test_a_subject_by_its_place_in_the_prompt(client):
+    (image,) = client.images.generate(model="my-fox", prompt="a photo of [V] fox", extra_body=QUICK).data
+    assert image.revised_prompt == "a photo of zwx fox"
+    with pytest.raises(openai.BadRequestError, match="^Error code: 400 - prompt: .*learned no subject"):
+        client.images.generate(model="tiny", prompt="a photo of [V] fox", extra_body=QUICK)
+
+
+def test_models_that_draw_are_listed(client):
+    listed = {model.id: model for model in client.models.list()}
+    assert (listed["tiny"].kind, listed["my-fox"].kind, listed["stub"].kind) == ("drawing", "subject", "chat")
+    assert client.models.retrieve("my-fox").title == "My fox"
+
+
+def test_random_seeds_differ(client):
+    asked = {"model": "tiny", "prompt": "a fox", "extra_body": {"steps": 1}}
+    one, two = (client.images.generate(**asked).data[0] for _ in range(2))
+    assert one.seed != two.seed
+    assert png(one) != png(two)
+
+
+def test_what_is_not_said_is_drawn_by_the_base_model():
+    assert ImageRequest(prompt="a fox").named == "studiolo-base"
+
+
+@pytest.mark.parametrize(("quality", "steps"), [("low", 15), ("medium", 30), ("hd", 50)])
+def test_quality_in_steps(client, quality, steps):
+    (image,) = client.images.generate(model="tiny", prompt="a fox", quality=quality).data
+    assert read_provenance(io.BytesIO(png(image))).settings["steps"] == steps
+
+
+def test_the_asynchronous_client(served):
+    async def go():
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="k") as client:
+            drawings = [
+                client.images.generate(model="tiny", prompt="a fox", extra_body={"seed": n, "steps": 2})
+                for n in range(4)
+            ]
+            return [answer.data[0].seed for answer in await asyncio.gather(*drawings)]
+
+    assert asyncio.run(go()) == [0, 1, 2, 3]
+
+
+def test_by_url(client, served):
+    answer = client.images.generate(model="tiny", prompt="a fox", response_format="url", extra_body=QUICK)
+    (image,) = answer.data
+    assert image.b64_json is None
+    found = httpx.get(image.url)
+    assert (found.status_code, found.headers["content-type"]) == (200, "image/png")
+    assert read_provenance(io.BytesIO(found.content)).request.seed == 7
+    (file,) = client.files.list()
+    assert file.expires_at - file.created_at == 3600
+
+
+def test_sketches_in_events(client):
+    with client.images.generate(
+        model="tiny", prompt="a fox", stream=True, partial_images=2, extra_body={"steps": 6, "seed": 7}
+    ) as stream:
+        events = list(stream)
+    assert [event.type for event in events] == [
+        "image_generation.partial_image", "image_generation.partial_image", "image_generation.completed",
+    ]  # fmt: skip
+    assert [event.partial_image_index for event in events[:2]] == [0, 1]
+    for event in events[:2]:
+        ImageGenPartialImageEvent.model_validate(event.model_dump(), strict=True)
+        assert Image.open(io.BytesIO(png(event))).size == (32, 32)
+    ImageGenCompletedEvent.model_validate(events[2].model_dump(), strict=True)
+    (alone,) = client.images.generate(model="tiny", prompt="a fox", extra_body={"steps": 6, "seed": 7}).data
+    assert png(events[2]) == png(alone)
+
+
+def test_errors_before_and_in_a_stream(client, served, monkeypatch):
+    with pytest.raises(openai.BadRequestError, match="learned no subject"):
+        client.images.generate(model="tiny", prompt="[V]", stream=True, extra_body=QUICK)
+
+    async def breaking(*_, on_sketch, **__):
+        on_sketch(0, 0, b"png")
+        await asyncio.sleep(0)
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(served.studio.artist, "draw", breaking)
+    stream = client.images.generate(model="tiny", prompt="a fox", stream=True, partial_images=1)
+    assert next(iter(stream)).type == "image_generation.partial_image"
+    with pytest.raises(openai.APIError, match="something went wrong") as told:
+        list(stream)
+    assert "secret" not in str(told.value)
+
+
+WRONG = [
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": "x" * 2001}, "prompt"),
+    ({"n": 11}, "n"),
+    ({"n": 0}, "n"),
+    ({"size": "huge"}, "size"),
+    ({"size": "33x32"}, "size"),
+    ({"size": "1024x1024"}, "size"),
+    ({"quality": "best"}, "quality"),
+    ({"background": "transparent"}, "background"),
+    ({"output_format": "webp"}, "output_format"),
+    ({"output_compression": 50}, "output_compression"),
+    ({"partial_images": 2}, "partial_images"),
+    ({"stream": True, "response_format": "url"}, "response_format"),
+    ({"model": "stub"}, "model"),
+    ({"extra_body": {"steps": 0}}, "steps"),
+    ({"extra_body": {"steps": 2, "sampler": "magic"}}, "sampler"),
+    ({"extra_body": {"seed": -1}}, "seed"),
+    ({"extra_body": {"guidance_scale": "much"}}, "guidance_scale"),
+    ({"extra_body": {"colour": "red"}}, "colour"),
+    ({"extra_body": {"svg": {"model": "x"}}}, "svg"),
+]
+
+
+def test_what_is_wrong_is_named(client):
+    for wrong, param in WRONG:
+        asked = {"model": "tiny", "prompt": "a fox", "extra_body": {"steps": 1}} | wrong
+        with pytest.raises(openai.BadRequestError) as told:
+            client.images.generate(**asked)
+        assert told.value.param == param, (wrong, told.value)
+
+
+def test_models_that_are_not_there(client):
+    for model in ("dall-e-3", "../tiny", "/etc", "hf/some-model"):
+        with pytest.raises(openai.NotFoundError) as told:
+            client.images.generate(model=model, prompt="a fox")
+        assert told.value.code == "model_not_found"
+
+
+def test_edits_are_not_built(client):
+    for call in (
+        lambda: client.images.edit(image=("a.png", b"x"), prompt="a hat"),
+        lambda: client.images.create_variation(image=("a.png", b"x")),
+    ):
+        with pytest.raises(openai.InternalServerError, match="cannot be edited") as told:
+            call()
+        assert (told.value.status_code, told.value.code) == (501, "unsupported_value")
+
+
+def test_a_client_that_goes_away_ends_the_drawing(served):
+    asked = {"model": "tiny", "prompt": "a fox", "steps": 500, "n": 8}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/v1/images/generations", json=asked, timeout=2)
+    client = client_of(served.url, timeout=30)  # far less than the other one would have taken
+    assert client.images.generate(model="tiny", prompt="a fox", extra_body=QUICK).data
+
+
+def test_pictures_in_a_batch(client):
+    body = {"model": "tiny", "prompt": "a fox", **QUICK}
+    lines = [
+        {"custom_id": f"{n}", "method": "POST", "url": "/v1/images/generations", "body": body | {"seed": n}}
+        for n in range(3)
+    ]
+    lines.append(lines[0] | {"custom_id": "by-url", "body": body | {"response_format": "url"}})
+    text = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("in.jsonl", text), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h"
+    )
+    done = waited(lambda: client.batches.retrieve(batch.id), lambda found: found.status == "completed")
+    made = [json.loads(line) for line in client.files.content(done.output_file_id).text.splitlines()]
+    images = [ImagesResponse.model_validate(one["response"]["body"]).data[0] for one in made]
+    assert [read_provenance(io.BytesIO(png(image))).request.seed for image in images] == [0, 1, 2]
+    assert done.request_counts.failed == 1
+
+
+def test_drawings_are_counted(client, served):
+    client.images.generate(model="tiny", prompt="a fox", n=3, extra_body=QUICK)
+    metrics = httpx.get(f"{served.url}/metrics").text
+    assert 'images_seconds_count{model="tiny"} 3' in metrics or 'model="tiny"} 3.0' in metrics, metrics
+
+
+def test_keys_see_their_own_urls(studiolo_home):
+    with working(studiolo_home, {}, host="0.0.0.0") as served:
+        store = KeyStore(served.studio.database)
+        keys = [store.create(name)[0] for name in ("ada", "bob")]
+        answer = client_of(served.url, api_key=keys[0]).images.generate(
+            model="tiny", prompt="a fox", response_format="url", extra_body=QUICK
+        )
+        found = [
+            httpx.get(answer.data[0].url, headers={"authorization": f"Bearer {key}"}).status_code
+            for key in keys
+        ]
+        assert (found, httpx.get(answer.data[0].url).status_code) == ([200, 404], 401)
+
+
+def test_every_field_has_its_standing():
+    table = {path: known.standing.value for path, known in standings(ImageRequest)}
+    assert table["prompt"] == table["n"] == table["size"] == "supported"
+    assert table["quality"] == "emulated"
+    assert table["seed"] == "extension"
+    official = set(openai.types.image_generate_params.ImageGenerateParamsBase.__annotations__) | {"stream"}
+    assert official == {path for path, standing in table.items() if standing != "extension"}
+
+
+def test_a_chat_model_with_a_subject_is_not_asked_for_images(client):
+    with pytest.raises(openai.BadRequestError, match="cannot draw"):
+        client.images.generate(model="stub+my-fox", prompt="a fox")
