@@ -621,6 +621,7 @@ def test_a_model_that_is_none(serve):
     with pytest.raises(openai.NotFoundError, match="no model of this name") as told:
         client_of(serve(StubEngine()).url).chat.completions.create(model="gpt-9", messages=[user("?")])
     assert (told.value.code, told.value.type) == ("model_not_found", "invalid_request_error")
+    assert told.value.param == "model"
 
 
 def _body(**more: Any) -> dict[str, Any]:
@@ -641,6 +642,7 @@ def _body(**more: Any) -> dict[str, Any]:
         (_body(temperature=3), "temperature"),
         (_body(temperature="1"), "temperature"),
         (_body(n=0), "n"),
+        (_body(seed=2**63), "seed"),
         (_body(max_tokens=1, max_completion_tokens=2), "max_tokens"),
         (_body(top_logprobs=2), "top_logprobs"),
         (_body(stream_options={"include_usage": True}), "stream_options"),
@@ -674,7 +676,10 @@ def test_bad_requests(serve, body, param):
     assert not engine.requests
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"nul", b'{"a": NaN}', b"\xff"])
+HALF = b'{"model": "stub", "messages": [{"role": "user", "content": "\\ud83d"}]}'
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"nul", b'{"a": NaN}', b"\xff", HALF])
 def test_bodies_that_are_none(serve, body):
     said = httpx.post(f"{serve(StubEngine()).url}/v1/chat/completions", content=body)
     assert said.status_code == 400

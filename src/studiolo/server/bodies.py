@@ -15,6 +15,7 @@ from studiolo.server.logs import entry_of
 from studiolo.server.studio import studio_of
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ALIKE = bytes.maketrans(b"{}", b"[]")
 _UPLOADS = re.compile(r"/gemini/v1beta/upload/|/openai/v1/(files|uploads)(/|$)")
 _FORM = 2**20  # what a form needs around its file
@@ -44,7 +45,21 @@ async def json_body(request: Request) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise InvalidRequestError("the body is no JSON object", remedy="Send an object: {...}.")
+    if _SURROGATE.search(data):
+        _check_characters(value)
     return value
+
+
+def _check_characters(value: Any) -> None:
+    """Refuses halves of characters: JSON can write them, and no encoding can."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            "half of a surrogate pair stands for no character",
+            where=f"\\u{ord(error.object[error.start]):04x}",
+            remedy="Send both halves, or the character itself.",
+        ) from None
 
 
 async def bounded_body(request: Request, largest: int) -> bytes:

@@ -323,7 +323,7 @@ class ChatRequest(Extensions):
         None
     )
     response_format: ResponseFormat | None = None
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

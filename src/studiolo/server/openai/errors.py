@@ -53,9 +53,16 @@ def error_of(told: Told) -> dict[str, Any]:
     return {
         "message": told.text,
         "type": _TYPES[told.kind],
-        "param": told.where,
+        "param": _param(told),
         "code": code_of(told),
     }
+
+
+def _param(told: Told) -> str | None:
+    """The field at fault. Of a model that is none, `where` is its name."""
+    if told.cause is not None and issubclass(told.cause, UnknownModelError):
+        return "model"
+    return None if told.where is None else told.where.removeprefix("query.")
 
 
 def code_of(told: Told) -> str | None:

@@ -7,6 +7,7 @@ going back from response to response.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ JSON = dict[str, Any]
 LIFETIME = timedelta(days=30)
 """As with OpenAI."""
 
+_ID = re.compile(r"resp_[0-9a-z]{1,64}")
 _table = sa.Table(
     "responses",
     metadata,
@@ -93,6 +95,11 @@ class KeptResponses:
             connection.execute(sa.delete(_table).where(_table.c.id == id_))
 
     def _get(self, connection: sa.Connection, id_: str, owner: str | None, where: str | None) -> Kept:
+        unknown = NotFoundError(
+            f"no response {id_[:80]!r} is kept", where=where, remedy="Send the whole conversation."
+        )
+        if not _ID.fullmatch(id_):
+            raise unknown
         row = connection.execute(
             sa.select(_table).where(
                 _table.c.id == id_,
@@ -101,9 +108,7 @@ class KeptResponses:
             )
         ).one_or_none()
         if row is None:
-            raise NotFoundError(
-                f"no response {id_[:80]!r} is kept", where=where, remedy="Send the whole conversation."
-            )
+            raise unknown
         return Kept(json.loads(row.response), json.loads(row.items), row.previous)
 
 

@@ -365,7 +365,7 @@ class ResponseRequest(Extensions):
     tools: list[Tool] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: Annotated[int | None, extension("as in chat completions")] = None
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63), extension("as in chat completions")] = None
     stop: Annotated[list[str] | None, Field(max_length=16), extension("as in chat completions")] = None
 
     max_tool_calls: Annotated[int | None, ignored("it bounds tools that OpenAI runs")] = None
