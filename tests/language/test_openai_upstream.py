@@ -421,7 +421,10 @@ def test_formats():
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     json_schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     assert configured(format=Format(kind=FormatKind.JSON, rule=schema)) == {"response_format": json_schema}
-    assert configured(format=Format(kind=FormatKind.JSON)) == {"response_format": {"type": "json_object"}}
+    for rule in (None, {"type": "object"}):
+        assert configured(format=Format(kind=FormatKind.JSON, rule=rule)) == {
+            "response_format": {"type": "json_object"}
+        }
     choice = Format(kind=FormatKind.CHOICE, rule=("yes", 'n"o'))
     assert configured("vllm", format=choice) == {"structured_outputs": {"choice": ["yes", 'n"o']}}
     assert configured("llamacpp", format=choice) == {"grammar": 'root ::= "yes" | "n\\"o"'}

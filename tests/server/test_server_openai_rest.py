@@ -16,6 +16,7 @@ from language.stub import StubCompleter, StubEngine
 from studiolo.language import conversation as c
 from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.local import LocalEngine
+from studiolo.server.keys import KeyLimits, KeyStore
 from studiolo.server.openai.chat_wire import ChatRequest
 from studiolo.server.openai.embeddings import EmbeddingRequest
 from studiolo.server.openai.responses_wire import ResponseRequest
@@ -79,6 +80,27 @@ def test_models(serve):
     assert "speaks" in told.value.message
     gemini = httpx.get(f"{serving.url}/v1/models", headers={"x-goog-api-key": "k"}).json()
     assert "data" not in gemini
+
+
+def test_keys(serve):
+    """What one key keeps, another does not see; and without one there is nothing, where one is needed."""
+    serving = serve(StubEngine(), host="0.0.0.0")
+    store = KeyStore(serving.studio.database)
+    (ada, _), (bob, _) = store.create("ada"), store.create("bob", limits=KeyLimits(requests_per_minute=1))
+    client = client_of(serving.url, api_key=ada)
+    made = client.responses.create(model="stub", input="Hi")
+    assert client.responses.retrieve(made.id).id == made.id
+    assert made._request_id
+    for wrong in ("sk-wrong", ada[:-1]):
+        with pytest.raises(openai.AuthenticationError) as told:
+            client_of(serving.url, api_key=wrong).models.list()
+        assert (told.value.code, told.value.request_id is None) == ("invalid_api_key", False)
+    with pytest.raises(openai.NotFoundError):
+        client_of(serving.url, api_key=bob).responses.retrieve(made.id)
+    with pytest.raises(openai.RateLimitError) as told:
+        client_of(serving.url, api_key=bob).responses.retrieve(made.id)
+    assert told.value.code == "rate_limit_exceeded"
+    assert int(told.value.response.headers["retry-after-ms"]) > 0
 
 
 def test_a_file_that_was_uploaded(serve):

@@ -321,6 +321,8 @@ def _format(wanted: Format, dialect: Dialect) -> dict[str, Any]:
     if kind is FormatKind.TEXT:
         return {}
     if kind is FormatKind.JSON:
+        if rule == {"type": "object"}:  # as a strict schema it would be refused: it names no properties
+            return {"response_format": {"type": "json_object"}}
         if isinstance(rule, dict):
             check_schema(rule, where="config.format.rule")
             schema = {"name": "answer", "schema": rule, "strict": True}
