@@ -45,6 +45,8 @@ async def drawn_deltas(studio: Studio, request: Request, *, batch: bool = False)
     """
     prompt = _prompt_of(request)
     wishes = request if isinstance(request, PictureRequest) else None
+    media_type, quality = (wishes.media_type or PNG, wishes.quality) if wishes else (PNG, None)
+    check_type(media_type)
     size = sides(request.model, wishes.aspect_ratio) if wishes and wishes.aspect_ratio else {}
     pictures = await draw(
         studio,
@@ -55,7 +57,6 @@ async def drawn_deltas(studio: Studio, request: Request, *, batch: bool = False)
         batch=batch,
         **size,
     )
-    media_type, quality = (wishes.media_type or PNG, wishes.quality) if wishes else (PNG, None)
     last = len(pictures) - 1
     for candidate, picture in enumerate(pictures):
         if picture.notes and "text" in request.config.modalities:
@@ -93,16 +94,21 @@ def sides(model: str, ratio: str) -> dict[str, int]:
     }
 
 
-def file_of(picture: Picture, media_type: str, quality: int | None = None) -> bytes:
-    """The picture as a file of that type, with how it was made in it; in a JPEG file as its comment."""
-    if media_type == PNG:
-        return picture.png
-    if media_type != JPEG:
+def check_type(media_type: str) -> None:
+    """Raises UnsupportedError: pictures are not to be had as files of that type."""
+    if media_type not in (PNG, JPEG):
         raise UnsupportedError(
             f"pictures are not to be had as {media_type[:100]!r}",
             where="output_mime_type",
             remedy=f"Say {PNG} or {JPEG}.",
         )
+
+
+def file_of(picture: Picture, media_type: str, quality: int | None = None) -> bytes:
+    """The picture as a file of that type, with how it was made in it; in a JPEG file as its comment."""
+    check_type(media_type)
+    if media_type == PNG:
+        return picture.png
     from PIL import Image
 
     from studiolo.drawing.provenance import CHUNK

@@ -14,7 +14,7 @@ from studiolo.language.errors import InvalidRequestError, UnsupportedError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
 from studiolo.server.gemini import document, embeddings, models
-from studiolo.server.gemini.pictures import DRAWS, PNG, draw, file_of, sides
+from studiolo.server.gemini.pictures import DRAWS, PNG, check_type, draw, file_of, sides
 from studiolo.server.gemini.reading import read
 from studiolo.server.sse import attended
 from studiolo.server.studio import Studio, studio_of
@@ -47,6 +47,7 @@ async def predict(model: str, http: HttpRequest, studio: House, who: Who) -> Wir
     prompt, order = _prompt_of(asked), _order_of(name, parameters)
     output = parameters.get("outputOptions", {})
     media_type = output.get("mimeType") or PNG
+    check_type(media_type)
     pictures = await attended(http, draw(studio, name, prompt, batch=False, **order))
     await studio.account(who, name, Usage())
     predictions = []

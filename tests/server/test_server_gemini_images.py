@@ -1,0 +1,190 @@
+"""Models that draw, by Google's own client: predict, and content with pictures."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+
+import httpx
+import pytest
+from gemini_stub import Scripted, client_of
+from google.genai import errors, types
+from PIL import Image
+from workshop import TINY, painter, until, workshop
+
+from studiolo.drawing.provenance import Provenance, read_provenance
+from studiolo.jobs.artist import Artist
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def shop(home):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIOLO_HOME", str(home))
+        painter(home / "painter")
+        with workshop(home, {"stub": Scripted()}) as here:
+            yield here
+
+
+@pytest.fixture(autouse=True)
+def at_home(shop, home, studiolo_home, monkeypatch):
+    monkeypatch.setenv("STUDIOLO_HOME", str(home))
+
+
+@pytest.fixture
+def client(shop):
+    return client_of(shop.url)
+
+
+@pytest.fixture
+def enterprise(shop):
+    return client_of(shop.url, vertexai=True)
+
+
+def test_generate_images_draws_what_the_artist_draws(enterprise):
+    drawn = enterprise.models.generate_images(
+        model=TINY,
+        prompt="a fox",
+        config={
+            "number_of_images": 2, "seed": 7, "negative_prompt": "snow", "guidance_scale": 3.0,
+            "http_options": {"extra_body": {"parameters": {"steps": 2}}},
+        },
+    )  # fmt: skip
+    pictures = [one.image.image_bytes for one in drawn.generated_images]
+    asked = Artist(device="cpu").draw(TINY, "a fox", n=2, seed=7, negative="snow", guidance=3.0, steps=2)
+    assert pictures == [picture.png for picture in asyncio.run(asked)]
+    record = read_provenance(io.BytesIO(pictures[1]))
+    assert (record.request.seed, record.request.negative_prompt) == (8, "snow")
+    assert drawn.generated_images[0].image.mime_type == "image/png"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "size"), [("1:1", (32, 32)), ("16:9", (44, 24)), ("9:16", (24, 44)), ("3:4", (28, 36))]
+)
+def test_ratios_keep_the_number_of_pixels(enterprise, ratio, size):
+    drawn = enterprise.models.generate_images(
+        model=TINY, prompt="a fox",
+        config={"aspect_ratio": ratio, "http_options": {"extra_body": {"parameters": {"steps": 1}}}},
+    )  # fmt: skip
+    assert Image.open(io.BytesIO(drawn.generated_images[0].image.image_bytes)).size == size
+    assert abs(size[0] * size[1] - 32 * 32) < 0.06 * 32 * 32
+
+
+def test_a_jpeg_file_says_how_it_was_made_in_its_comment(enterprise):
+    drawn = enterprise.models.generate_images(
+        model=TINY, prompt="a fox", config={"output_mime_type": "image/jpeg", "seed": 3}
+    )
+    image = Image.open(io.BytesIO(drawn.generated_images[0].image.image_bytes))
+    assert image.format == "JPEG"
+    assert Provenance.model_validate_json(image.info["comment"]).request.seed == 3
+
+
+def test_content_with_a_picture(client):
+    answer = client.models.generate_content(
+        model=TINY,
+        contents="a fox",
+        config=types.GenerateContentConfig(
+            response_modalities=["IMAGE"], seed=5, image_config=types.ImageConfig(aspect_ratio="16:9")
+        ),
+    )
+    (part,) = answer.candidates[0].content.parts
+    assert (part.inline_data.mime_type, answer.candidates[0].finish_reason.value) == ("image/png", "STOP")
+    assert part.as_image().mime_type == "image/png"
+    assert read_provenance(io.BytesIO(part.inline_data.data)).request.seed == 5
+    assert Image.open(io.BytesIO(part.inline_data.data)).size == (44, 24)
+
+
+def test_several_candidates_and_events(client):
+    config = types.GenerateContentConfig(response_modalities=["IMAGE"], seed=5, candidate_count=2)
+    whole = client.models.generate_content(model=f"models/{TINY}", contents="a fox", config=config)
+    pictures = [one.content.parts[0].inline_data.data for one in whole.candidates]
+    assert [read_provenance(io.BytesIO(data)).request.seed for data in pictures] == [5, 6]
+    config.candidate_count = 1
+    chunks = list(client.models.generate_content_stream(model=TINY, contents="a fox", config=config))
+    parts = [part for chunk in chunks for part in chunk.parts or () if part.inline_data]
+    assert read_provenance(io.BytesIO(parts[0].inline_data.data)).request.seed == 5
+    assert chunks[-1].candidates[0].finish_reason.value == "STOP"
+
+
+def test_words_that_the_model_did_not_read_are_told_beside_the_picture(client):
+    config = types.GenerateContentConfig(response_modalities=["TEXT", "IMAGE"])
+    told, picture = client.models.generate_content(model=TINY, contents="a fox " * 60, config=config).parts
+    assert "read" in told.text
+    assert picture.inline_data
+
+
+def test_pictures_in_a_batch(client):
+    config = {"response_modalities": ["IMAGE"], "seed": 9}
+    made = client.batches.create(model=TINY, src=[types.InlinedRequest(contents="a fox", config=config)])
+    job = until(lambda: (job := client.batches.get(name=made.name)).done and job)
+    (one,) = job.dest.inlined_responses
+    assert read_provenance(io.BytesIO(one.response.parts[0].inline_data.data)).request.seed == 9
+
+
+def test_it_is_in_the_list_with_what_it_can_do(client):
+    found = {model.name: model for model in client.models.list()}
+    assert found[f"models/{TINY}"].supported_actions == ["predict", "generateContent"]
+
+
+@pytest.mark.parametrize(
+    ("config", "contents", "message"),
+    [
+        ({"temperature": 0.5}, "a fox", "generation_config"),
+        ({"system_instruction": "Be kind."}, "a fox", "system_instruction"),
+        ({"image_config": {"aspect_ratio": "7:3"}, "response_modalities": ["IMAGE"]}, "fox", "aspect_ratio"),
+        ({"image_config": {"image_size": "4K"}, "response_modalities": ["IMAGE"]}, "a fox", "image_size"),
+        ({}, [types.Part.from_bytes(data=b"x", mime_type="image/png")], "draws from words"),
+        ({}, [types.ModelContent("hello"), types.UserContent("a fox")], "one prompt"),
+        ({}, "a [V] fox", "subject"),
+    ],
+)  # fmt: skip
+def test_what_no_picture_can_be_asked_for(client, config, contents, message):
+    with pytest.raises(errors.ClientError, match=f"400 INVALID_ARGUMENT(.|\n)*{message}"):
+        client.models.generate_content(model=TINY, contents=contents, config=config)
+
+
+def test_a_model_that_speaks_takes_no_shape_of_pictures(client):
+    config = {"response_modalities": ["IMAGE"], "image_config": {"aspect_ratio": "1:1"}}
+    with pytest.raises(errors.ClientError, match=r"400.*image_config"):
+        client.models.generate_content(model="stub", contents="a fox", config=config)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "one instance"),
+        ({"instances": [{"prompt": "a"}, {"prompt": "b"}]}, "one instance"),
+        ({"instances": [{"prompt": "a", "image": {"bytesBase64Encoded": "AA"}}]}, "not supported"),
+        ({"parameters": {"sampleCount": 9}}, "at most 8"),
+        ({"parameters": {"addWatermark": True}}, "not supported"),
+        ({"parameters": {"personGeneration": "dont_allow"}}, "Say allow_all"),
+        ({"parameters": {"safetySetting": "block_low_and_above"}}, "Say block_none"),
+        ({"parameters": {"outputOptions": {"mimeType": "image/tiff"}}}, "Say image/png"),
+        ({"parameters": {"width": 30}}, "multiple of 4"),
+        ({"parameters": {"aspectRatio": "1:1", "width": 32}}, "both a ratio and a size"),
+        ({"parameters": {"size": "32x32"}}, "Unknown name"),
+    ],
+)
+def test_pictures_that_cannot_be_asked_for_are_refused_before_they_are_drawn(shop, body, message):
+    body = {"instances": [{"prompt": "a fox"}]} | body if "parameters" in body else body
+    refused = httpx.post(f"{shop.url}/v1/models/{TINY}:predict", json=body, headers={"x-goog-api-key": "k"})
+    assert refused.status_code == 400, refused.text
+    assert message in refused.json()["error"]["message"]
+
+
+def test_rest(shop):
+    answer = httpx.post(
+        f"{shop.url}/v1beta/models/{TINY}:predict?key=k",
+        json={
+            "instances": [{"prompt": "a fox"}],
+            "parameters": {"sample_count": 1.0, "add_watermark": False},
+        },
+    )
+    (one,) = answer.json()["predictions"]
+    assert one["mimeType"] == "image/png"
+    assert base64.b64decode(one["bytesBase64Encoded"]).startswith(b"\x89PNG")
