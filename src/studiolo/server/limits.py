@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -15,6 +16,8 @@ from studiolo.server.keys import Entry, Key, KeyLimits, KeyStore, Spent, looks_l
 
 FRESH = 1.0
 """Seconds for which what the database says of a key is believed: as long lives a key that is revoked."""
+GATHERED = 0.1
+"""Seconds after which what was spent is on the disk at the latest; all that a crash can lose of it."""
 _REMEMBERED = 10_000
 _MAKE_ONE = "Make one with `studiolo keys create NAME`, and send it as your client sends its API key."
 
@@ -75,6 +78,7 @@ class Keys:
         self._meters: dict[str, _Meter] = {}
         self._entries: list[Entry] = []
         self._writing: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     async def admit(self, key: str | None) -> tuple[Caller, Callable[[], None]]:
         """Who calls, and what to call when the request has ended.
@@ -110,13 +114,20 @@ class Keys:
             self._writing = asyncio.create_task(self._write())
 
     async def flush(self) -> None:
-        """Waits until all that was spent is on the disk."""
-        while self._writing is not None and not self._writing.done():
-            await self._writing
+        """Brings all that was spent to the disk now."""
+        self._hurry.set()
+        try:
+            while self._writing is not None and not self._writing.done():
+                await self._writing
+        finally:
+            self._hurry.clear()
 
     async def _write(self) -> None:
-        """Whatever has come together while the last of it was written goes in one transaction."""
+        """What comes together within a moment goes in one transaction: a busy server would otherwise do
+        little else than write accounts."""
         while self._entries:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), GATHERED)
             entries, self._entries = self._entries, []
             await asyncio.to_thread(self.store.record, entries)
 

@@ -31,13 +31,13 @@ class Cached(Around):
         self.pins = engine if pins is None and isinstance(engine, Pins) else pins
 
     async def generate(self, request: Request) -> AsyncGenerator[Delta]:
-        whole = await asyncio.to_thread(self.contexts.resolve, request)
+        whole = await self._resolved(request)
         async with aclosing(self.engine.generate(whole)) as stream:
             async for delta in stream:
                 yield delta
 
     async def count_tokens(self, request: Request) -> int:
-        return await self.engine.count_tokens(await asyncio.to_thread(self.contexts.resolve, request))
+        return await self.engine.count_tokens(await self._resolved(request))
 
     async def create(
         self,
@@ -90,6 +90,12 @@ class Cached(Around):
                 prefix = await asyncio.to_thread(self.contexts.prefix, context.name)
                 await self.pins.pin(context.name, context.model, prefix)
         return len(mine)
+
+    async def _resolved(self, request: Request) -> Request:
+        """With its context written out; in a thread, as that lies on the disk."""
+        if request.cache is None:
+            return request
+        return await asyncio.to_thread(self.contexts.resolve, request)
 
     async def _pin(self, context: Context, prefix: Prefix) -> Context:
         assert self.pins is not None
