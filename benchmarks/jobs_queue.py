@@ -15,6 +15,7 @@ huey with PostgreSQL takes the part of the URL behind `postgresql+psycopg` as it
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-WAYS = ("bare", "table", "dbos-one-job", "dbos-steps", "dbos-items", "huey-items")
+WAYS = ("bare", "table", "dbos-one-job", "dbos-steps", "dbos-items", "huey-items", "studiolo")
 WORKERS = 8
 START = time.time()
 
@@ -215,11 +216,49 @@ def huey_items(ledger: Ledger, count: int, url: str) -> None:
     consumer.stop(graceful=True)
 
 
+def studiolo(ledger: Ledger, count: int, url: str) -> None:
+    """What was made of it: `studiolo.jobs.batches`, whole, eight items at once."""
+    from studiolo.jobs.batches import Batches
+    from studiolo.jobs.queue import Queue
+    from studiolo.jobs.room import Room
+    from studiolo.store.database import Database
+
+    async def run() -> None:
+        queue = Queue(Database(url), poll=0.05)
+        batches = Batches(queue.database, queue, Room(), lives=1000)
+
+        async def answer(kind: str, body: dict[str, Any], owner: str | None) -> dict[str, Any]:
+            return {"response": {"text": ledger.compute(body["item"])}}
+
+        batches.answerers["bench"] = answer
+        await queue.start()
+        await batches.start()
+        if not await batches.page(None):
+            items = ((None, {"item": item}) for item in range(count))
+            await batches.create(owner=None, kind="bench", model="m", items=items)
+        while not all(batch.ended for batch in await batches.page(None)):
+            await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+
+
+def recorded(way: str, ledger: Ledger) -> sa.Select[Any]:
+    """Each item that has an answer, and how many."""
+    if way == "studiolo":
+        from studiolo.jobs.items import ITEMS
+
+        answered = ITEMS.c.failed.is_not(None)
+        return sa.select(ITEMS.c.number, sa.func.count()).where(answered).group_by(ITEMS.c.number)
+    return sa.select(ledger.effects.c.item, sa.func.count()).group_by(ledger.effects.c.item)
+
+
 def work(way: str, url: str, count: int, folder: Path) -> None:
     """The process that is killed; it ends by itself when nothing is waiting."""
     ledger = Ledger(url, folder, way)
     queue_url = url if not url.startswith("sqlite") else f"sqlite:///{folder / f'{way}.queue.sqlite'}"
     begun = time.perf_counter()
+    if way == "studiolo":
+        queue_url = url  # one database
     if way == "bare":
         bare(ledger, count)
     elif way == "table":
@@ -230,6 +269,7 @@ def work(way: str, url: str, count: int, folder: Path) -> None:
             "dbos-steps": dbos_steps,
             "dbos-items": dbos_items,
             "huey-items": huey_items,
+            "studiolo": studiolo,
         }[way]
         does(ledger, count, queue_url)
     told = {
@@ -277,9 +317,7 @@ def disturbed(way: str, url: str, count: int, folder: Path, kills: int, seed: in
         done += 1
     ledger = Ledger(url, folder, way)
     with ledger.engine.connect() as connection:
-        rows = connection.execute(
-            sa.select(ledger.effects.c.item, sa.func.count()).group_by(ledger.effects.c.item)
-        )
+        rows = connection.execute(recorded(way, ledger))
         counts: dict[int, int] = {row[0]: row[1] for row in rows}
     return {
         "kills": done,
