@@ -23,6 +23,7 @@ from studiolo.server.limits import Keys
 from studiolo.server.metrics import Metrics
 from studiolo.server.pool import EnginePool, ModelInfo
 from studiolo.server.settings import Settings
+from studiolo.server.starting import bind
 from studiolo.server.studio import Studio
 from studiolo.store.database import Database
 from studiolo.store.uploads import Uploads
@@ -87,7 +88,7 @@ def serving(
 @contextmanager
 def running(studio: Studio, *routers: APIRouter) -> Iterator[tuple[uvicorn.Server, int]]:
     """Uvicorn in a thread over this studio, and its port; `routers` are a test's own routes."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = bind(Settings(port=0))
     app = create_app(studio)
     for router in routers:
         app.include_router(router)

@@ -16,6 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from studiolo.server import starting
+from studiolo.server.settings import Settings
+
 HERE = Path(__file__).parent
 ASK = {"model": "stub", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 
@@ -159,6 +162,15 @@ def test_a_port_that_is_taken(studiolo_home):
         done = studiolo("serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 2
     assert "cannot listen there" in done.stderr
+
+
+def test_what_is_sent_goes_out_at_once(tmp_path):
+    """Two small packets of an answer do not wait for the client's acknowledgement of the first (Nagle)."""
+    with starting.bind(Settings(data=tmp_path, port=0)) as listener:
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # by which asyncio sets TCP_NODELAY
 
 
 def test_keys_are_made_listed_limited_and_revoked(studiolo_home):
