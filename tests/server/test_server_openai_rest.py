@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -16,9 +19,11 @@ from language.stub import StubCompleter, StubEngine
 from studiolo.language import conversation as c
 from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.local import LocalEngine
+from studiolo.language.errors import UpstreamError
 from studiolo.server.keys import KeyLimits, KeyStore
 from studiolo.server.openai.chat_wire import ChatRequest
 from studiolo.server.openai.embeddings import EmbeddingRequest
+from studiolo.server.openai.pauses import with_pauses
 from studiolo.server.openai.responses_wire import ResponseRequest
 from studiolo.server.openai.wire import Standing, standings
 
@@ -166,3 +171,48 @@ def test_what_has_no_effect_has_none(serve):
         assert said.status_code == 200, said.text
     assert len(ignored) > 5
     assert all(request == engine.requests[0] for request in engine.requests)
+
+
+def test_a_stream_with_pauses():
+    """Items as they come, None in silence, errors where they were, and an end also where nobody said so."""
+
+    async def stream(*items: Any) -> AsyncGenerator[int]:
+        for item in items:
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                await asyncio.sleep(0.05)
+            else:
+                yield item
+
+    async def read(*items: Any) -> list[int | None]:
+        return [item async for item in with_pauses(stream(*items), 0.01)]
+
+    assert asyncio.run(read(*range(100))) == list(range(100))
+    told = asyncio.run(read(1, None, 2))
+    assert [item for item in told if item is not None] == [1, 2]
+    assert None in told
+    with pytest.raises(KeyError):
+        asyncio.run(read(1, KeyError()))
+    for number in (1, 20):
+        with pytest.raises(UpstreamError, match="gave the answer up"):
+            asyncio.run(read(*range(number), asyncio.CancelledError()))
+
+
+def test_closing_a_stream_with_pauses_closes_what_it_reads():
+    async def closed() -> list[str]:
+        seen: list[str] = []
+
+        async def stream() -> AsyncGenerator[int]:
+            try:
+                while True:
+                    yield 1
+                    await asyncio.sleep(60)
+            finally:
+                seen.append("closed")
+
+        async with aclosing(with_pauses(stream(), 60)) as items:
+            await anext(items)
+        return seen
+
+    assert asyncio.run(closed()) == ["closed"]

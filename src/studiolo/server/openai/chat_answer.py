@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from studiolo import __version__
@@ -96,13 +97,17 @@ class Frame:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.model)
+
     def around(self, kind: str, choices: list[JSON], **more: Any) -> JSON:
         return {
             "id": self.id,
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": fingerprint(self.model),
+            "system_fingerprint": self._fingerprint,
             "service_tier": "default",
             "choices": choices,
             **more,

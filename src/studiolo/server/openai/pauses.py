@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
+
+from studiolo.language.errors import UpstreamError
 
 T = TypeVar("T")
 _AHEAD = 8
@@ -24,6 +26,8 @@ async def with_pauses(stream: AsyncGenerator[T], seconds: float) -> AsyncGenerat
                 async with asyncio.timeout(seconds):
                     item = await queue.get()
             except TimeoutError:
+                if reading.done():  # it was cancelled by somebody else, and told nobody
+                    raise UpstreamError("the engine gave the answer up") from None
                 yield None
                 continue
             if item is None:
@@ -44,3 +48,7 @@ async def _read(stream: AsyncGenerator[T], queue: asyncio.Queue[tuple[T] | Excep
         await queue.put(None)
     except Exception as error:  # told to the reader, whatever it is
         await queue.put(error)
+    except asyncio.CancelledError:
+        with suppress(asyncio.QueueFull):  # of use where it was not the reader who ended it
+            queue.put_nowait(UpstreamError("the engine gave the answer up"))
+        raise
