@@ -36,6 +36,7 @@ format: setup
 docs: setup
 	$(BIN)/python scripts/recipe_page.py
 	$(BIN)/python scripts/upstreams_page.py
+	$(BIN)/python scripts/api_page.py
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
