@@ -217,6 +217,12 @@ class Tunings:
                 self._cancels[id].set()
         return await self.get(id, owner)
 
+    async def retitle(self, id: str, owner: str | None, title: str) -> TuningRecord:  # noqa: A002
+        """Gives it another title; its name stays."""
+        await self.get(id, owner)
+        await asyncio.to_thread(self._retitle, id, title)
+        return await self.get(id, owner)
+
     async def delete(self, id: str, owner: str | None) -> None:  # noqa: A002
         """Removes a tuning that is over: the subject, its name among the models, its run and its events.
 
@@ -406,6 +412,10 @@ class Tunings:
                 told = f"{new}: {values['problem']}" if values.get("problem") else new
                 self._tell(connection, identity, "state", None, told, {})
         return moved
+
+    def _retitle(self, identity: str, title: str) -> None:
+        with self._database.begin() as connection:
+            connection.execute(TUNINGS.update().where(TUNINGS.c.id == identity).values(title=title))
 
     def _load(self, identity: str) -> TuningRecord | None:
         with self._database.read() as connection:

@@ -216,6 +216,8 @@ _OUTPUT = {
     "compressionQuality": Field("integer", "of image/jpeg", least=0, most=100),
 }
 
+_HYPER = Field("object", "class_noun, and any field of a recipe by its name, such as steps, learning_rate")
+
 MESSAGES: dict[str, dict[str, Field]] = {
     "GenerateContentRequest": _REQUEST,
     "CountTokensRequest": {
@@ -282,6 +284,68 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "InlinedRequest": {
         "request": Field("object", "the body of generateContent, or of embedContent"),
         "metadata": Field("object", "comes back with the answer"),
+    },
+    "TunedModel": {
+        "name": _SAID,
+        "displayName": Field("text", "the name of the subject, too, where tunedModelId does not give it"),
+        "description": _refused("a subject has its title", "text"),
+        "baseModel": TEXT,
+        "tuningTask": Field("TuningTask"),
+        "preTunedModel": _refused("subjects are taught to the base model", "object"),
+        "tunedModelSource": _refused("subjects are taught to the base model", "object"),
+        "temperature": _refused("subjects draw", "number"),
+        "topP": _refused("subjects draw", "number"),
+        "topK": _refused("subjects draw", "integer"),
+        "readerProjectNumbers": _refused("all keys may draw all subjects"),
+        **dict.fromkeys(("createTime", "updateTime", "state", "error", "defaultCheckpointId"), _SAID),
+    },
+    "TuningTask": {
+        "trainingData": Field("TrainingData"),
+        "hyperparameters": _HYPER,
+        **dict.fromkeys(("startTime", "completeTime", "snapshots"), _SAID),
+    },
+    "TrainingData": {
+        "files": _list(Field("text", "Studiolo's own: files/ID of images, or of ZIP archives of them")),
+        "examples": Field("TuningExamples"),
+    },
+    "TuningExamples": {"examples": _list("TuningExample")},
+    "TuningExample": {
+        "output": Field("text", "files/ID of an image, or of a ZIP archive of images"),
+        "textInput": _refused("what the subject is, class_noun says", "text"),
+    },
+    "TuningJob": {
+        "name": _SAID,
+        "baseModel": TEXT,
+        "tunedModelDisplayName": Field("text", "the name of the subject, too"),
+        "supervisedTuningSpec": Field("SupervisedTuningSpec"),
+        "labels": Field("text", "class_noun among them; the others have no effect", keyed=True),
+        **dict.fromkeys(
+            (
+                "description",
+                "preTunedModel",
+                "customBaseModel",
+                "encryptionSpec",
+                "serviceAccount",
+                "outputUri",
+                "preferenceOptimizationSpec",
+                "distillationSpec",
+                "reinforcementTuningSpec",
+                "fullFineTuningSpec",
+                "veoTuningSpec",
+                "evaluationConfig",
+            ),
+            _refused("subjects are taught to the base model, by supervisedTuningSpec"),
+        ),
+    },
+    "SupervisedTuningSpec": {
+        "trainingDatasetUri": Field(
+            "text", "files/ID of images or ZIP archives of them, with commas between"
+        ),
+        "hyperParameters": _HYPER,
+        **dict.fromkeys(
+            ("validationDatasetUri", "exportLastCheckpointOnly", "tuningMode", "evaluationConfig"),
+            _refused("give what a recipe has as hyperParameters"),
+        ),
     },
     "CreateFileRequest": {"file": Field("File")},
     "File": {

@@ -17,6 +17,7 @@ Who = Annotated[Caller, Depends(caller)]
 House = Annotated[Studio, Depends(studio_of)]
 
 MOST = 1000
+_TUNED = "labels.tune-type:*"
 _EMBEDS = ["embedContent", "batchEmbedContents"]
 _SPEAKS = ["generateContent", "streamGenerateContent", "countTokens", "createCachedContent"]
 _METHODS = {
@@ -40,9 +41,14 @@ async def page(
     who: Who,
     size: Annotated[int, Query(alias="pageSize")] = 50,
     token: Annotated[str | None, Query(alias="pageToken")] = None,
+    tuned: Annotated[str | None, Query(alias="filter")] = None,
 ) -> dict[str, Any]:
-    """Some models, by name. A token is the name that the last page ended with, so models may come and go."""
+    """Some models, by name. A token is the name that the last page ended with, so models may come and go.
+    With the filter of enterprise clients, only those that were taught a subject."""
+    if tuned not in (None, "", _TUNED):
+        raise InvalidRequestError("this filter is not known", where="filter", remedy=f"Say {_TUNED}.")
     known = sorted(studio.engines.models(), key=lambda model: model.name)
+    known = [model for model in known if not tuned or model.kind == "subject"]
     rest = [model for model in known if token is None or model.name > token]
     shown = rest[: page_size(size, MOST)]
     answer: dict[str, Any] = {"models": [told(model) for model in shown]}

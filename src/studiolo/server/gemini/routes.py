@@ -13,6 +13,7 @@ from studiolo.server.gemini import (
     files,
     models,
     predict,
+    tunings,
     uploading,
 )
 from studiolo.server.studio import Studio
@@ -43,6 +44,9 @@ def _below(before: str) -> APIRouter:
     for part in (content, embeddings, predict, models):
         part.add_routes(router, f"{before}/models")
     caches.add_routes(router, f"{before}/cachedContents")
+    tunings.add_routes(router, before)
+    for part in (content, predict):
+        part.add_routes(router, f"{before}/tunedModels")
     files.add_routes(router, f"{before}/files")
     batches.add_routes(router, f"{before}/models", f"{before}/batches")
     return router
