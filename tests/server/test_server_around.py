@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
@@ -13,11 +14,12 @@ from starlette.datastructures import Headers
 
 from language.stub import StubEngine
 from studiolo.language.conversation import Usage
+from studiolo.server import sse
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import check_depth, json_body
 from studiolo.server.dialects import way_of
 from studiolo.server.keys import KeyLimits
-from studiolo.server.studio import studio_of
+from studiolo.server.studio import studio_behind
 
 GOOGLE = {"x-goog-api-key": "k"}
 BEARER = {"authorization": "Bearer k"}
@@ -76,8 +78,18 @@ def plain() -> APIRouter:
         usage = Usage(prompt=1000, cached=200, answer=100, thoughts=50)
         return {
             "caller": who.name,
-            "dollars": await studio_of(request).account(who, "gemini-2.5-flash", usage),
+            "dollars": await studio_behind(request).account(who, "gemini-2.5-flash", usage),
         }
+
+    @router.post("/held")
+    async def held(request: Request, who: Caller = Depends(caller)) -> sse.Stream:
+        await request.body()
+
+        async def events():
+            yield sse.Event({"caller": who.name})
+            await asyncio.Event().wait()
+
+        return sse.Stream(events(), broken=lambda told: ())
 
     @router.get("/broken")
     async def broken() -> None:
@@ -216,6 +228,26 @@ def test_who_may_not_is_told_so(ask):
         assert httpx.post(f"{server.url}/spend", headers={"x-goog-api-key": text[:-2]}).status_code == 401
         for path in ("health", "metrics"):
             assert httpx.get(f"{server.url}/{path}").status_code == 200
+
+
+def test_a_client_that_goes_away_gives_its_place_back(ask):
+    with ask(host="0.0.0.0") as server:
+        text, _ = server.studio.keys.store.create("anna", limits=KeyLimits(concurrent=1))
+        head = f"POST /held HTTP/1.1\r\nHost: x\r\nx-goog-api-key: {text}\r\nContent-Length: 0\r\n\r\n"
+        with server.connect() as connection:
+            connection.sendall(head.encode())
+            got = b""
+            while b"anna" not in got:
+                got += connection.recv(4096)
+            assert server.studio.room.busy
+            assert httpx.post(f"{server.url}/spend", headers={"x-goog-api-key": text}).status_code == 429
+        while (
+            answer := httpx.post(f"{server.url}/spend", headers={"x-goog-api-key": text})
+        ).status_code == 429:
+            pass
+        assert answer.status_code == 200
+        while server.studio.room.busy:
+            pass
 
 
 def test_metrics_count(ask):

@@ -19,6 +19,7 @@ from studiolo.language.errors import (
     UnsupportedError,
     UpstreamError,
 )
+from studiolo.server import pool as pool_module
 from studiolo.server.metrics import Metrics
 from studiolo.server.pool import EnginePool, ModelInfo
 
@@ -140,6 +141,24 @@ def test_a_model_that_never_fits_is_refused_and_nothing_goes_for_it(shelf):
         with pytest.raises(UnsupportedError, match=r"9\.0 GiB.*2\.5 GiB"):
             await used(pool, "huge")
         assert set(pool.loaded()) == {"a"}
+
+    asyncio.run(go())
+
+
+def test_a_model_that_turns_out_larger_is_measured(shelf, monkeypatch):
+    """b adds 2 GiB where 1 was expected, so a goes after all; c adds 4 and is refused, once it is known."""
+    added = {"a": 1, "b": 2, "c": 4}
+    monkeypatch.setattr(pool_module, "resident", lambda: GIB * sum(added[name] for name in shelf.opened))
+
+    async def go() -> None:
+        pool = shelf.pool(memory=2.5)
+        await used(pool, "a", "b")
+        assert pool.loaded() == {"b": 2 * GIB}
+        for _ in range(2):
+            with pytest.raises(UnsupportedError, match=r"4\.0 GiB"):
+                await used(pool, "c")
+        assert shelf.opened == ["a", "b", "c"]  # the second time it was known before
+        assert "c" in shelf.closed
 
     asyncio.run(go())
 

@@ -18,7 +18,7 @@ from studiolo.language.conversation import Request as Asked
 from studiolo.language.conversation import user
 from studiolo.language.errors import RateLimitError, UpstreamError
 from studiolo.server import sse
-from studiolo.server.studio import studio_of
+from studiolo.server.studio import studio_behind
 
 ASKED = Asked(model="stub", contents=(user("hi"),))
 
@@ -31,7 +31,7 @@ def plain() -> APIRouter:
     async def stream(request: Request) -> sse.Stream:
         async def events():
             async with (
-                studio_of(request).engines.lease("stub") as engine,
+                studio_behind(request).engines.lease("stub") as engine,
                 aclosing(engine.generate(ASKED)) as deltas,
             ):
                 async for delta in deltas:
@@ -46,7 +46,7 @@ def plain() -> APIRouter:
 
         async def answer() -> str:
             async with (
-                studio_of(request).engines.lease("stub") as engine,
+                studio_behind(request).engines.lease("stub") as engine,
                 aclosing(engine.generate(ASKED)) as deltas,
             ):
                 return "".join([delta.part.text async for delta in deltas if delta.part])

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from studiolo.server.limits import NOBODY, Caller
 from studiolo.server.logs import entry_of
-from studiolo.server.studio import studio_of
+from studiolo.server.studio import studio_behind
 
 __all__ = ["NOBODY", "Caller", "caller", "key_of"]
 
@@ -31,10 +31,10 @@ async def caller(request: Request) -> Caller:
     """
     entry = entry_of(request.scope)
     if entry.caller is None:
-        entry.caller, leave = await studio_of(request).keys.admit(key_of(request))
+        entry.caller, leave = await studio_behind(request).keys.admit(key_of(request))
         entry.at_end.append(leave)
         if request.method == "POST":  # while somebody waits for an answer, background work does not begin
             place = ExitStack()
-            place.enter_context(studio_of(request).room.interactive())
+            place.enter_context(studio_behind(request).room.interactive())
             entry.at_end.append(place.close)
     return entry.caller

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from studiolo.errors import TooLargeError
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.logs import entry_of
-from studiolo.server.studio import studio_of
+from studiolo.server.studio import studio_behind
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -29,7 +29,7 @@ async def json_body(request: Request) -> dict[str, Any]:
         TooLargeError: it has more bytes than are taken.
         InvalidRequestError: it is no JSON object, or nested too deeply.
     """
-    settings = studio_of(request).settings
+    settings = studio_behind(request).settings
     data = await bounded_body(request, settings.largest_body)
     check_depth(data, settings.largest_depth)
     if settings.log_prompts:

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, Response
 
-from studiolo.server.studio import Studio, studio_of
+from studiolo.server.studio import Studio, studio_behind
 
 
 def router() -> APIRouter:
@@ -27,7 +27,7 @@ async def health() -> dict[str, str]:
 
 async def ready(request: Request) -> JSONResponse:
     """503 until the default model is loaded, while the database does not answer, and while it stops."""
-    studio = studio_of(request)
+    studio = studio_behind(request)
     found = {
         "model": not studio.settings.preload or studio.settings.model in studio.engines.loaded(),
         "database": await asyncio.to_thread(_answers, studio),
@@ -36,7 +36,7 @@ async def ready(request: Request) -> JSONResponse:
 
 
 async def metrics(request: Request) -> Response:
-    return Response(studio_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(studio_behind(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _answers(studio: Studio) -> bool:

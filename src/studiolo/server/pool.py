@@ -229,6 +229,7 @@ class EnginePool:
         if self._memory is not None and entry.size > self._memory:
             await opened.close()
             raise _too_large(name, entry.size, self._memory)
+        await self._trim(name)
         self._listed = None
         return opened
 
@@ -252,18 +253,30 @@ class EnginePool:
     def _taken(self, name: str) -> int:
         return sum(entry.size for other, entry in self._loaded.items() if other != name and entry.ready)
 
+    async def _trim(self, name: str) -> None:
+        """Unloads what is idle, should the new model have turned out larger than it was thought to be."""
+        size = self._loaded[name].size
+        while self._memory is not None and self._taken(name) + size > self._memory:
+            if (oldest := self._oldest_idle(name)) is None:
+                return
+            await self._unload(oldest)
+
     async def _free_one(self, name: str) -> None:
         """Unloads what was wanted longest ago, or waits until something is no longer in use."""
+        if (oldest := self._oldest_idle(name)) is not None:
+            await self._unload(oldest)
+            return
+        async with self._changed:
+            await self._changed.wait()
+
+    def _oldest_idle(self, name: str) -> str | None:
+        """Of the other models that take memory and answer nothing, the one that was wanted longest ago."""
         idle = [
             other
             for other, entry in self._loaded.items()
             if other != name and entry.ready and not entry.leases and entry.size
         ]
-        if idle:
-            await self._unload(min(idle, key=lambda other: self._loaded[other].last))
-            return
-        async with self._changed:
-            await self._changed.wait()
+        return min(idle, key=lambda other: self._loaded[other].last, default=None)
 
     async def _unload(self, name: str) -> None:
         entry = self._loaded.pop(name)

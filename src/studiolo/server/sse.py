@@ -36,9 +36,12 @@ class Event:
         return f"{name}data: {text}\n\n".encode()
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def dumps(value: Any) -> str:
     """JSON in one line, as Unicode; NaN and infinities, for which JSON has no word, are errors here."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _encoder.encode(value)
 
 
 Broken = Callable[[Told], Iterable[Event]]

@@ -77,8 +77,13 @@ class Studio:
         self.database.close()
 
 
-def studio_of(request: Request) -> Studio:
-    """The studio behind the server that was asked; a dependency."""
+def studio_behind(request: Request) -> Studio:
+    """The studio behind the server that was asked."""
     studio = request.app.state.studio
     assert isinstance(studio, Studio)
     return studio
+
+
+async def studio_of(request: Request) -> Studio:
+    """The same as a dependency; `async`, as FastAPI sends others through a thread, request by request."""
+    return studio_behind(request)
