@@ -26,7 +26,7 @@ async def with_pauses(stream: AsyncGenerator[T], seconds: float) -> AsyncGenerat
                 async with asyncio.timeout(seconds):
                     item = await queue.get()
             except TimeoutError:
-                if reading.done():  # it was cancelled by somebody else, and told nobody
+                if reading.done() and queue.empty():  # cancelled by somebody else, with no room to say so
                     raise UpstreamError("the engine gave the answer up") from None
                 yield None
                 continue
