@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from fastapi import APIRouter, Depends
 from starlette.responses import JSONResponse, Response
 
 from studiolo.server.auth import Caller, caller
+from studiolo.server.errors import NotPermittedError
+from studiolo.server.openai.fine_tuning_kept import kept_in
 from studiolo.server.pool import ModelInfo
 from studiolo.server.studio import Studio, studio_of
 
@@ -17,6 +20,7 @@ def add_routes(router: APIRouter) -> None:
     for path, route, method in (
         ("/models", list_models, "GET"),
         ("/models/{model:path}", retrieve_model, "GET"),
+        ("/models/{model:path}", delete_model, "DELETE"),
     ):
         router.add_api_route(path, route, methods=[method], response_model=None)
 
@@ -30,6 +34,26 @@ async def retrieve_model(
     model: str, studio: Studio = Depends(studio_of), _: Caller = Depends(caller)
 ) -> Response:
     return JSONResponse(model_of(studio.engines.info(model)))
+
+
+async def delete_model(
+    model: str, studio: Studio = Depends(studio_of), caller: Caller = Depends(caller)
+) -> Response:
+    """Forgets a subject that this caller has taught, with all that its training left."""
+    info = studio.engines.info(model)
+    tuning = None if studio.tunings is None else await studio.tunings.named(info.name)
+    if info.kind != "subject" or tuning is None or tuning.owner != caller.key_id:
+        raise NotPermittedError(
+            "only subjects are deleted here, by whoever has taught them here",
+            where="model",
+            remedy=f"On the server's machine: studiolo models remove {info.name}",
+        )
+    await studio.tunings.delete(tuning.id, caller.key_id)
+    await asyncio.to_thread(kept_in(studio.database).delete, tuning.id)
+    if studio.artist is not None:
+        await studio.artist.forget(info.name)
+    studio.engines.models()  # so that it is known at once that it is gone
+    return JSONResponse({"id": info.name, "object": "model", "deleted": True})
 
 
 def model_of(info: ModelInfo) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from studiolo.server.openai import (
+    audio,
     batch_answers,
     batches,
     chat,
     embeddings,
     files,
+    fine_tuning,
     images,
     models,
+    moderations,
     responses,
     uploads,
 )
@@ -21,7 +24,9 @@ from studiolo.server.studio import Studio
 def router() -> APIRouter:
     """All routes of the dialect."""
     made = APIRouter(tags=["OpenAI"])
-    for part in (chat, responses, embeddings, models, files, uploads, batches, images):
+    for part in (
+        chat, responses, embeddings, models, files, uploads, batches, images, fine_tuning, audio, moderations,
+    ):  # fmt: skip
         part.add_routes(made)
     return made
 
