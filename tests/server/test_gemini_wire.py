@@ -286,6 +286,14 @@ def test_turns_of_the_model_are_one_and_those_of_the_user_stay_apart():
     )  # fmt: skip
 
 
+def test_the_empty_text_behind_a_call_is_no_word_of_the_model_s():
+    call = {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {}}}]}
+    empty = {"role": "model", "parts": [{"text": ""}]}
+    request = request_of({"contents": [*HI["contents"], call, empty, *HI["contents"], empty]}, "m")
+    wanted = (c.user("hi"), c.model(c.Call(name="f", arguments={})), c.user("hi"))
+    assert request.contents == wanted
+
+
 @pytest.mark.parametrize(
     ("part", "complaint"),
     [
