@@ -28,7 +28,7 @@ from studiolo.server.gemini import errors, files, names
 from studiolo.server.gemini.filetypes import type_of
 from studiolo.server.gemini.multipart import Part, boundary_of, parts_of
 from studiolo.server.gemini.reading import read
-from studiolo.server.studio import Studio, studio_of
+from studiolo.server.studio import Studio, studio_behind
 from studiolo.store.uploads import FileRecord
 
 STATUS = "x-goog-upload-status"
@@ -46,7 +46,7 @@ def add_routes(router: APIRouter, path: str) -> None:
 
 async def upload(http: HttpRequest) -> Response:
     """A file, or what begins one, or a part of one."""
-    studio = studio_of(http)
+    studio = studio_behind(http)
     if token := http.query_params.get("upload_id"):
         return await _chunk(http, studio, token)
     who = await auth.caller(http)
