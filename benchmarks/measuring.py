@@ -41,6 +41,12 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
+def at(values: Sequence[float], share: float) -> float:
+    """The value below which that share of them lies: `at(values, 0.99)` is the 99th of a hundred."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
 def resident_mb() -> float:
     """Memory of this process that is in RAM, in MiB (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
