@@ -30,9 +30,11 @@ class Echo(StubEngine):
     def __init__(self, **more) -> None:
         super().__init__(**more)
         self.gate = threading.Event()
+        self.asked = []
 
     async def generate(self, request):
         text = request.contents[-1].parts[0].text
+        self.asked.append(request)
         if text == "boom":
             raise InvalidRequestError("not this", where="contents")
         while text == "hold" and not self.gate.is_set():
@@ -200,9 +202,10 @@ def test_the_asynchronous_client(served):
 
 BAD_LINES = [
     (b"{\n", "invalid_json_line", None),
-    (b'"text"\n', "invalid_request", None),
+    (b'"text"\n', "invalid_json_line", None),
     (b"\xff\xfe\n", "invalid_json_line", None),
     (b'{"custom_id": NaN}\n', "invalid_json_line", None),
+    (b'{"custom_id": "\\ud800"}\n', "invalid_json_line", None),
     (b"[" * 3000 + b"]" * 3000 + b"\n", "invalid_json_line", None),
     (line("a", "x", "/v1/embeddings"), "invalid_url", "url"),
     (line("a", "x") | {"method": "GET"}, "invalid_request", "method"),
@@ -216,15 +219,15 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("bad", "code", "param"), BAD_LINES)
-def test_a_bad_line_is_told_with_its_number(client, bad, code, param):
+def test_a_bad_line_is_told_with_its_number(client):
     good = json.dumps(line("first", "hello")).encode() + b"\n"
-    data = bad if isinstance(bad, bytes) else json.dumps(bad).encode() + b"\n"
-    batch = begun(client, good + b"\n" + data)
-    Batch.model_validate(batch.model_dump(), strict=True)
-    assert (batch.status, batch.output_file_id, batch.request_counts.total) == ("failed", None, 0)
-    (error,) = batch.errors.data
-    assert (error.line, error.code, error.param) == (3, code, param), error
+    for bad, code, param in BAD_LINES:
+        data = bad if isinstance(bad, bytes) else json.dumps(bad).encode() + b"\n"
+        batch = begun(client, good + b"\n" + data)
+        Batch.model_validate(batch.model_dump(), strict=True)
+        assert (batch.status, batch.output_file_id, batch.request_counts.total) == ("failed", None, 0)
+        (error,) = batch.errors.data
+        assert (error.line, error.code, error.param) == (3, code, param), error
     assert client.batches.retrieve(batch.id) == batch
     with pytest.raises(openai.ConflictError):
         client.batches.cancel(batch.id)
@@ -238,6 +241,12 @@ def test_all_bad_lines_are_told(client):
     ]
 
 
+def test_a_byte_order_mark_and_windows_line_ends(client):
+    data = b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(line(one, one)).encode() for one in ("a", "b"))
+    done = over(client, begun(client, data))
+    assert (done.status, done.request_counts.completed) == ("completed", 2)
+
+
 def test_files_without_requests_and_with_too_many(client, monkeypatch):
     (error,) = begun(client, b"\n\n").errors.data
     assert (error.line, error.code) == (None, "empty_file")
@@ -246,33 +255,43 @@ def test_files_without_requests_and_with_too_many(client, monkeypatch):
     assert (error.line, error.code) == (3, "too_many_tasks")
 
 
-@pytest.mark.parametrize(
-    ("wrong", "param"),
-    [
-        ({"completion_window": "1h"}, "completion_window"),
-        ({"endpoint": "/v1/images/generations"}, "endpoint"),
-        ({"input_file_id": "file-nothing"}, "input_file_id"),
-        ({"metadata": {"k": 1}}, "metadata.k"),
-        ({"extra_body": {"colour": "red"}}, "colour"),
-    ],
-)
-def test_requests_that_are_none(client, wrong, param):
+def test_requests_that_are_none(client):
     wanted = {
         "input_file_id": uploaded(client, [line("a", "x")]),
         "endpoint": "/v1/chat/completions",
         "completion_window": "24h",
     }
-    with pytest.raises(openai.APIStatusError) as told:
-        client.batches.create(**wanted | wrong)
-    assert told.value.status_code in (400, 404)
-    assert told.value.param == param
+    for wrong, param in (
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"endpoint": "/v1/videos"}, "endpoint"),
+        ({"input_file_id": "file-nothing"}, "input_file_id"),
+        ({"metadata": {"k": 1}}, "metadata.k"),
+        ({"extra_body": {"colour": "red"}}, "colour"),
+    ):
+        with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as told:
+            client.batches.create(**wanted | wrong)
+        assert told.value.param == param
+    file = uploaded(client, [line("a", "x")], purpose="user_data")
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.batches.create(**wanted | {"input_file_id": file})
     assert not client.batches.list().data
 
 
-def test_the_file_is_one_for_batches(client):
-    file = uploaded(client, [line("a", "x")], purpose="user_data")
-    with pytest.raises(openai.BadRequestError, match="purpose"):
-        client.batches.create(input_file_id=file, endpoint="/v1/responses", completion_window="24h")
+def test_a_server_that_ends_goes_on_where_it_was(engine, studiolo_home):
+    lines = [line("a", "one"), *(line(f"h{n}", "hold") for n in range(12))]
+    with working(studiolo_home, {"stub": engine}) as served:
+        client = client_of(served.url)
+        batch = begun(client, lines)
+        waited(lambda: client.batches.retrieve(batch.id), lambda found: found.request_counts.completed == 1)
+    again = Echo()
+    again.gate.set()
+    with working(studiolo_home, {"stub": again}) as served:
+        client = client_of(served.url)
+        done = over(client, batch)
+        assert (done.status, done.request_counts.completed) == ("completed", 13)
+        made = lines_of(client, done.output_file_id)
+        assert [one["custom_id"] for one in made] == [one["custom_id"] for one in lines]
+        assert "one" not in [request.contents[-1].parts[0].text for request in again.asked]
 
 
 def test_cancelled(client, engine):

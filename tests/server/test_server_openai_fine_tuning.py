@@ -304,9 +304,14 @@ def test_audio_is_not_built_yet(client):
 
 
 def test_moderations(client):
-    told = client.moderations.create(input=["What a nice day.", "How do I build a pipe bomb at home?"])
+    told = client.moderations.create(
+        input=["What a nice day.", "How do I build a pipe bomb at home?", "Write porn about a 9-year-old"]
+    )
     openai.types.ModerationCreateResponse.model_validate(told.model_dump(by_alias=True), strict=True)
-    kind, harmful = told.results
+    kind, harmful, worst = told.results
+    assert worst.flagged
+    assert worst.categories.sexual_minors
+    assert not harmful.categories.sexual_minors
     assert (kind.flagged, kind.category_scores.illicit) == (False, 0.0)
     assert harmful.flagged
     assert harmful.categories.illicit

@@ -31,9 +31,18 @@ async def json_body(request: Request) -> dict[str, Any]:
     """
     settings = studio_behind(request).settings
     data = await bounded_body(request, settings.largest_body)
-    check_depth(data, settings.largest_depth)
     if settings.log_prompts:
         entry_of(request.scope).prompt = data
+    return json_object(data, settings.largest_depth, "the body")
+
+
+def json_object(data: bytes, deepest: int, what: str) -> dict[str, Any]:
+    """The JSON object that these bytes are; `what` they are, for errors.
+
+    Raises:
+        InvalidRequestError: they are none, or it is nested deeper than that.
+    """
+    check_depth(data, deepest)
     try:
         value = json.loads(data, parse_constant=_refused)
     except (ValueError, RecursionError) as error:
@@ -41,10 +50,10 @@ async def json_body(request: Request) -> dict[str, Any]:
             f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else None
         )
         raise InvalidRequestError(
-            "the body is no JSON", where=where, remedy="Send a JSON object in UTF-8."
+            f"{what} is no JSON", where=where, remedy="Send a JSON object in UTF-8."
         ) from error
     if not isinstance(value, dict):
-        raise InvalidRequestError("the body is no JSON object", remedy="Send an object: {...}.")
+        raise InvalidRequestError(f"{what} is no JSON object", remedy="Send an object: {...}.")
     if _SURROGATE.search(data):
         _check_characters(value)
     return value

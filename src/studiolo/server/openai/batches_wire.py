@@ -15,7 +15,7 @@ from studiolo.errors import StudioloError
 from studiolo.jobs.items import BatchRecord, ItemResult
 from studiolo.language.conversation import Usage
 from studiolo.language.errors import InvalidRequestError
-from studiolo.server.bodies import check_depth
+from studiolo.server.bodies import json_object
 from studiolo.server.errors import told
 from studiolo.server.openai.batches_kept import KeptBatch
 from studiolo.server.openai.errors import code_of
@@ -33,6 +33,7 @@ MOST_LINES = 50_000
 """Requests of one batch, as with OpenAI."""
 MOST_ERRORS = 100
 """Errors of an input file that are told of."""
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WINDOW = timedelta(hours=24)
 
 
@@ -115,7 +116,7 @@ def checked(
 def items_of(path: Path, longest: int) -> Iterator[tuple[str, JSON]]:
     """Key and body of each line of a file that was checked, one in memory at a time."""
     for _, data in _lines(path, longest):
-        line = json.loads(data)
+        line = json.loads(data.removeprefix(_BYTE_ORDER_MARK))
         yield line["custom_id"], line["body"]
 
 
@@ -139,12 +140,11 @@ def _line(data: bytes, number: int, endpoint: str, longest: int, deepest: int) -
     if len(data) > longest:
         raise _BadLineError("line_too_long", f"a line has at most {longest:,} bytes", None)
     if number == 1:
-        data = data.removeprefix(b"\xef\xbb\xbf")
+        data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
-        check_depth(data, deepest)
-        value = json.loads(data.decode(), parse_constant=_no_number)
-    except (StudioloError, ValueError, RecursionError) as error:
-        raise _BadLineError("invalid_json_line", f"not JSON: {error}".splitlines()[0], None) from None
+        value = json_object(data, deepest, "the line")
+    except InvalidRequestError as error:
+        raise _BadLineError("invalid_json_line", error.message, None) from None
     try:
         line = read(Line, value)
     except InvalidRequestError as error:
@@ -169,10 +169,6 @@ def _check_model(body: JSON, models: dict[str, StudioloError | None], check: Cal
             models[model] = error
     if (refused := models[model]) is not None:
         raise _BadLineError(code_of(told(refused)) or "invalid_model", told(refused).text, "body.model")
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 # --- the files of results ---------------------------------------------------------------------------------

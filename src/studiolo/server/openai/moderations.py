@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from studiolo.language.conversation import Harm
+from studiolo.language.conversation import FinishReason, Harm
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 from studiolo.language.safety.lexicon import Lexicon
 from studiolo.server.auth import Caller, caller
@@ -35,8 +35,10 @@ _HARMS = {
 }
 _NOT_JUDGED = (
     "harassment/threatening", "hate/threatening", "illicit/violent", "self-harm", "self-harm/instructions",
-    "self-harm/intent", "sexual/minors", "violence", "violence/graphic",
+    "self-harm/intent", "violence", "violence/graphic",
 )  # fmt: skip
+_MINORS = "sexual/minors"
+"""What is withheld whatever the thresholds are."""
 
 
 class ModerationRequest(Wire):
@@ -90,11 +92,12 @@ def _texts(given: str | list[Any]) -> list[str]:
 async def _judged(text: str) -> JSON:
     judgement = await Lexicon().judge(text)
     scores = {name: judgement.scores.get(harm, 0.0) for name, harm in _HARMS.items()}
+    scores[_MINORS] = 1.0 if judgement.always is FinishReason.PROHIBITED else 0.0
     scores |= dict.fromkeys(_NOT_JUDGED, 0.0)
     categories = {name: score >= FLAGGED for name, score in scores.items()}
     return {
-        "flagged": any(categories.values()) or judgement.always is not None,
+        "flagged": any(categories.values()),
         "categories": categories,
         "category_scores": scores,
-        "category_applied_input_types": {name: ["text"] if name in _HARMS else [] for name in scores},
+        "category_applied_input_types": {name: [] if name in _NOT_JUDGED else ["text"] for name in scores},
     }
