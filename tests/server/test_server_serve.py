@@ -140,6 +140,34 @@ def test_beyond_loopback_a_key_is_needed_and_its_revocation_is_followed(studiolo
         assert key not in json.dumps(lines)
 
 
+def test_a_restart_loses_nothing_in_either_database(studiolo_home, database_url):
+    key = studiolo("keys", "create", "anna", "--database", database_url).stdout.strip()
+    allowed = {"authorization": f"Bearer {key}"}
+    command = (
+        "-m",
+        "studiolo.cli.main",
+        "serve",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        "--database",
+        database_url,
+    )
+    with process(*command) as server:
+        url = re.search(r"http://\S+:\d+", server.stdout.readline().decode())[0]
+        given = {"file": ("a.jsonl", b"{}\n")}
+        made = httpx.post(f"{url}/v1/files", headers=allowed, files=given, data={"purpose": "batch"})
+        assert made.status_code == 200, made.text
+        server.kill()
+        server.wait()
+    with process(*command) as server:
+        url = re.search(r"http://\S+:\d+", server.stdout.readline().decode())[0]
+        assert httpx.get(f"{url}/v1/files", headers=allowed).json()["data"] == [made.json()]
+        file = made.json()["id"]
+        assert httpx.get(f"{url}/v1/files/{file}/content", headers=allowed).content == b"{}\n"
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
