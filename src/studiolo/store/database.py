@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from studiolo.errors import StudioloError
@@ -55,6 +56,7 @@ class Database:
         self.url = _url(url)
         try:
             self._engine = _engine(self.url)
+            sa.event.listen(self._engine, "handle_error", _tell_of_values)
             self.check()
         except SQLAlchemyError as error:
             raise _unreachable(self.url, error) from error
@@ -144,6 +146,14 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     reads = connection.get_execution_options().get("studiolo_reads", False)
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _tell_of_values(context: ExceptionContext) -> None:
+    """A text with a NUL, which PostgreSQL cannot keep, or a number too large: a fault of who sent it."""
+    if isinstance(context.sqlalchemy_exception, DataError):
+        raise StudioloError(
+            "a text or a number that cannot be kept", remedy="Leave out NUL characters and huge numbers."
+        )
 
 
 def _unreachable(url: sa.URL, error: SQLAlchemyError) -> StudioloError:
