@@ -100,6 +100,11 @@ def test_a_subject_from_its_images_to_its_end(client):
     assert (done.status, done.error, done.fine_tuned_model) == ("succeeded", None, "my-fox")
     assert done.finished_at >= done.created_at
     assert (done.step, done.steps) == (4, 4)
+    (results,) = done.result_files
+    assert jobs.retrieve(job.id).result_files == [results]
+    rows = client.files.content(results).text.splitlines()
+    assert rows[0].startswith("step,")
+    assert len(rows) == 5
 
     events = list(jobs.list_events(job.id, limit=5))  # the client asks for page after page
     for event in events:
@@ -127,7 +132,7 @@ def test_a_subject_from_its_images_to_its_end(client):
     assert [one.fine_tuned_model_checkpoint for one in checkpoints] == ["my-fox", "my-fox:step-2"]
 
     listed = {model.id: model for model in client.models.list()}
-    assert listed["my-fox"].kind == "subject"
+    assert (listed["my-fox"].kind, listed["my-fox"].parent) == ("subject", "tiny")
     (image,) = client.images.generate(
         model="my-fox", prompt="a photo of [V] fox", extra_body={"steps": 1}
     ).data

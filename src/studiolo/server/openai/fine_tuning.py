@@ -39,8 +39,8 @@ from studiolo.server.openai.wire import read
 from studiolo.server.studio import Studio, studio_of
 
 JSON = dict[str, Any]
-PREVIEWS = timedelta(days=30)
-"""How long previews can be fetched as files after they were told of; told of again, they are there again."""
+RESULTS = timedelta(days=30)
+"""How long previews and metrics are files after they were told of; told of again, they are there again."""
 
 _FILTER = re.compile(r"metadata\[(.+)\]")
 _PAGE = 100
@@ -239,7 +239,7 @@ async def _record(studio: Studio, caller: Caller, job: str) -> TuningRecord:
 
 async def _told(studio: Studio, record: TuningRecord) -> JSON:
     kept = await asyncio.to_thread(kept_in(studio.database).of, [record.id])
-    return job_of(record, kept.get(record.id))
+    return job_of(record, kept.get(record.id), await asyncio.to_thread(_results, studio, record))
 
 
 async def _jobs(studio: Studio, caller: Caller, after: str | None) -> AsyncIterator[JSON]:
@@ -248,7 +248,7 @@ async def _jobs(studio: Studio, caller: Caller, after: str | None) -> AsyncItera
         page = await studio.tunings.page(caller.key_id, _PAGE, after)
         kept = await asyncio.to_thread(kept_in(studio.database).of, [record.id for record in page])
         for record in page:
-            yield job_of(record, kept.get(record.id))
+            yield job_of(record, kept.get(record.id), await asyncio.to_thread(_results, studio, record))
         if len(page) < _PAGE:
             return
         after = page[-1].id
@@ -263,8 +263,22 @@ async def _events(studio: Studio, record: TuningRecord) -> list[TuningEvent]:
 
 
 def _preview(studio: Studio, record: TuningRecord, event: TuningEvent, path: Path) -> str | None:
-    """The file of a preview, made if it is not there; None if it cannot be had now."""
-    id_ = f"preview-{record.id[:24]}-{event.step}"
+    """The file of a preview; None if it cannot be had now."""
+    name = f"{record.name}-step-{event.step}.png"
+    return _file(studio, record, f"preview-{record.id[:24]}-{event.step}", name, "image/png", path)
+
+
+def _results(studio: Studio, record: TuningRecord) -> list[str]:
+    """The file of losses and rates, step by step, of a training that has succeeded."""
+    path = studio.tunings.folder / record.id / "run" / "metrics.csv"
+    if record.state != "succeeded" or not path.is_file():
+        return []
+    made = _file(studio, record, f"metrics-{record.id[:24]}", f"{record.name}-metrics.csv", "text/csv", path)
+    return [] if made is None else [made]
+
+
+def _file(studio: Studio, record: TuningRecord, id_: str, name: str, mime: str, path: Path) -> str | None:
+    """The file of that id, made of `path` if it is not there; None while another request makes it."""
     try:
         return studio.files.get(id_, owner=record.owner).id
     except NotFoundError:
@@ -272,13 +286,13 @@ def _preview(studio: Studio, record: TuningRecord, event: TuningEvent, path: Pat
     try:
         token = studio.files.begin(
             owner=record.owner,
-            name=f"{record.name}-step-{event.step}.png",
-            mime="image/png",
+            name=name,
+            mime=mime,
             purpose="fine-tune-results",
-            lifetime=PREVIEWS,
+            lifetime=RESULTS,
             id=id_,
         )
-    except ConflictError:  # another request makes it at this moment
+    except ConflictError:
         return None
     try:
         studio.files.append(token, 0, path.read_bytes())

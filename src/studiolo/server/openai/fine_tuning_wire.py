@@ -7,6 +7,7 @@ A job here teaches a subject from images. Hyper-parameters are the fields of the
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,7 +42,11 @@ class Method(Wire):
 
 class JobRequest(Wire):
     model: Annotated[str, Field(min_length=1)]
-    training_file: Annotated[str, Field(min_length=1)]
+    training_file: Annotated[
+        str,
+        Field(min_length=1),
+        emulated('a ZIP archive of images, an image, or JSON lines {"file_id": ...} that list images'),
+    ]
     training_files: Annotated[
         list[str] | None, Field(max_length=MOST_IMAGES), extension("more images, by the ids of their files")
     ] = None
@@ -156,8 +161,11 @@ def listed_in(path: Path) -> tuple[str, ...] | None:
 # --- jobs -------------------------------------------------------------------------------------------------
 
 
-def job_of(record: TuningRecord, kept: KeptJob | None) -> JSON:
-    """The wire form of a job. Beyond OpenAI's fields: all `training_files`, and how far it is."""
+def job_of(record: TuningRecord, kept: KeptJob | None, results: Sequence[str] = ()) -> JSON:
+    """The wire form of a job; `results` are ids of files.
+
+    Beyond OpenAI's fields: all `training_files`, and how far it is.
+    """
     parameters = hyperparameters_of(record, kept)
     failed = record.state == "failed"
     problem = record.problem or "the training failed"
@@ -178,7 +186,7 @@ def job_of(record: TuningRecord, kept: KeptJob | None) -> JSON:
         "training_file": kept.training_file if kept else record.files[0],
         "training_files": list(record.files),
         "validation_file": None,
-        "result_files": [],
+        "result_files": list(results),
         "integrations": None,
         "metadata": kept.metadata if kept else None,
         "trained_tokens": None,

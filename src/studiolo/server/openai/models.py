@@ -39,7 +39,7 @@ async def retrieve_model(
 async def delete_model(
     model: str, studio: Studio = Depends(studio_of), caller: Caller = Depends(caller)
 ) -> Response:
-    """Forgets a subject that this caller has taught, with all that its training left."""
+    """Forgets a subject that this caller has taught, with the job that made it."""
     info = studio.engines.info(model)
     tuning = None if studio.tunings is None else await studio.tunings.named(info.name)
     if info.kind != "subject" or tuning is None or tuning.owner != caller.key_id:
