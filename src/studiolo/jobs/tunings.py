@@ -37,6 +37,8 @@ UNDER_WAY = ("queued", "running", "cancelling")
 KIND = "tunings"
 PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
+_SHARING = {"OMP_WAIT_POLICY": "passive"}
+"""The cores are shared with the server's models: threads that wait for each other are to sleep, not to spin."""
 _OURS = ("images", "masks", "name", "base", "class_noun")
 """Fields of a recipe that no client sets: paths on this machine, and what has a place of its own."""
 
@@ -321,7 +323,7 @@ class Tunings:
             process = subprocess.Popen(
                 [sys.executable, "-m", "studiolo.jobs.leash", str(folder)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log,
-                env={**os.environ, "STUDIOLO_HOME": str(home())},
+                env={**_SHARING, **os.environ, "STUDIOLO_HOME": str(home())},
             )  # fmt: skip
         ended = asyncio.ensure_future(asyncio.to_thread(process.wait))
         stop: asyncio.Future[Any] = asyncio.ensure_future(cancelled.wait())
