@@ -38,7 +38,7 @@ KIND = "tunings"
 PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
 _SHARING = {"OMP_WAIT_POLICY": "passive"}
-"""The cores are shared with the server's models: threads that wait for each other are to sleep, not to spin."""
+"""The cores are shared with the server: threads that wait for each other are to sleep, not to spin."""
 _OURS = ("images", "masks", "name", "base", "class_noun")
 """Fields of a recipe that no client sets: paths on this machine, and what has a place of its own."""
 
