@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -21,6 +22,7 @@ from studiolo import __version__
 from studiolo.errors import StudioloError
 from studiolo.server import operations
 from studiolo.server.bodies import Bounded
+from studiolo.server.described import described
 from studiolo.server.dialects import GEMINI, OPENAI, Dialects
 from studiolo.server.errors import Told, told
 from studiolo.server.logs import Requests
@@ -60,6 +62,7 @@ def create_app(studio: Studio) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )  # their pages would load scripts from elsewhere
+    app.openapi = partial(described, app)  # type: ignore[method-assign]
     app.state.studio = studio
     for kind in (StudioloError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, answer_error)

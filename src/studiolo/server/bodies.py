@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -44,7 +45,7 @@ def json_object(data: bytes, deepest: int, what: str) -> dict[str, Any]:
     """
     check_depth(data, deepest)
     try:
-        value = json.loads(data, parse_constant=_refused)
+        value = json.loads(data.decode("utf-8-sig"), parse_constant=_refused, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         where = (
             f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else None
@@ -112,6 +113,12 @@ def check_depth(data: bytes, deepest: int) -> None:
 
 def _refused(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:20]} is more than a number can be here")
+    return number
 
 
 class Bounded:

@@ -17,7 +17,7 @@ from studiolo.jobs.batches import FILES, BatchRecord, ItemResult, read_lines
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
-from studiolo.server.gemini import models, names
+from studiolo.server.gemini import document, models, names
 from studiolo.server.gemini.batch_answers import CONTENT, EMBEDDING, check_content, check_embedding
 from studiolo.server.gemini.reading import read
 from studiolo.server.gemini.wire_response import time_of
@@ -50,8 +50,9 @@ _MESSAGES = {CONTENT: "GenerateContentBatch", EMBEDDING: "EmbedContentBatch"}
 def add_routes(router: APIRouter, models_path: str, path: str) -> None:
     """Adds them below paths such as `/models` and `/batches`."""
     model = models_path + "/{model:path}"
-    router.add_api_route(f"{model}:batchGenerateContent", create, methods=["POST"])
-    router.add_api_route(f"{model}:asyncBatchEmbedContent", create_embeddings, methods=["POST"])
+    for verb, make in (("batchGenerateContent", create), ("asyncBatchEmbedContent", create_embeddings)):
+        told = document.body("BatchGenerateContentRequest")
+        router.add_api_route(f"{model}:{verb}", make, methods=["POST"], openapi_extra=told)
     router.add_api_route(path, page, methods=["GET"])
     router.add_api_route(path + "/{name}:cancel", cancel, methods=["POST"])
     router.add_api_route(path + "/{name}", get, methods=["GET"])

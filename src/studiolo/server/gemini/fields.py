@@ -195,7 +195,7 @@ _REQUEST: dict[str, Field] = {
 _EMBEDDING = {
     "taskType": _ignored("text", "the models here have one embedding for all tasks"),
     "title": _ignored("text", "the same"),
-    "outputDimensionality": Field("integer", "cut, and of unit length again", least=1),
+    "outputDimensionality": Field("integer", "cut, and of unit length again", least=1, most=65_536),
     "autoTruncate": _ignored("flag", "texts that are too long are cut, or refused, as the model does it"),
 }
 

@@ -35,13 +35,15 @@ STATUS = "x-goog-upload-status"
 GRANULARITY = 256 * 1024
 """Bytes of which Google's own servers want chunks to be multiples; any size is taken here."""
 PURPOSE = "user_data"
+_BYTES = {"requestBody": {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}}
 _PIECE = 2**20
 _MOST_TOLD = 64 * 1024  # bytes of what a multipart upload tells of its file
 
 
 def add_routes(router: APIRouter, path: str) -> None:
     """Adds it at a path such as `/upload/files`."""
-    router.add_api_route(path, upload, methods=["POST", "PUT"], response_class=Response)
+    for method in ("POST", "PUT"):  # one by one: the OpenAPI document tells of each under a name of its own
+        router.add_api_route(path, upload, methods=[method], response_class=Response, openapi_extra=_BYTES)
 
 
 async def upload(http: HttpRequest) -> Response:

@@ -46,7 +46,7 @@ Input = Annotated[
 class EmbeddingRequest(Wire):
     input: Input
     model: str = Field(min_length=1)
-    dimensions: int | None = Field(default=None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1, le=65_536)
     encoding_format: Literal["float", "base64"] | None = None
     user: Annotated[str | None, ignored("nothing is done with it")] = None
 
