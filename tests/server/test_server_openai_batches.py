@@ -12,6 +12,7 @@ from openai.types import Batch
 from talking import client_of
 from working import waited, working
 
+from jobs.databases import NoServerError, postgres
 from language.stub import StubEngine
 from studiolo.language import conversation as c
 from studiolo.language.engines.base import Capabilities
@@ -333,6 +334,22 @@ def test_files_are_kept_for_as_long_as_is_wished(client):
     done = over(client, begun(client, [line("a", "one")], output_expires_after=hour))
     file = client.files.retrieve(done.output_file_id)
     assert file.expires_at - file.created_at == 3600
+
+
+def test_on_postgresql(engine, studiolo_home):
+    try:
+        with postgres() as url, working(studiolo_home, {"stub": engine}, database=url) as served:
+            client = client_of(served.url)
+            batch = begun(client, [line("a", "one"), line("b", "boom")], metadata={"for": "tea"})
+            done = over(client, batch)
+            assert (done.status, done.metadata) == ("completed", {"for": "tea"})
+            assert [one["custom_id"] for one in lines_of(client, done.output_file_id)] == ["a"]
+            assert [one["custom_id"] for one in lines_of(client, done.error_file_id)] == ["b"]
+            refused = begun(client, b"{")
+            assert client.batches.retrieve(refused.id).errors.data[0].line == 1
+            assert [found.id for found in client.batches.list(limit=1)] == [refused.id, batch.id]
+    except NoServerError as why:
+        pytest.skip(str(why))
 
 
 def test_only_one_s_own(engine, studiolo_home):

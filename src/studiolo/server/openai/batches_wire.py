@@ -20,7 +20,7 @@ from studiolo.server.errors import told
 from studiolo.server.openai.batches_kept import KeptBatch
 from studiolo.server.openai.errors import code_of
 from studiolo.server.openai.files import ExpiresAfter
-from studiolo.server.openai.wire import Wire, read
+from studiolo.server.openai.wire import Wire, emulated, read
 
 JSON = dict[str, Any]
 Metadata = Annotated[
@@ -38,7 +38,9 @@ WINDOW = timedelta(hours=24)
 
 
 class BatchRequest(Wire):
-    completion_window: Literal["24h"]
+    completion_window: Annotated[
+        Literal["24h"], emulated("batches are done when there is room, and not ended when it is over")
+    ]
     endpoint: Endpoint
     input_file_id: str
     metadata: Metadata | None = None
