@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from studiolo.errors import ConflictError, StudioloError, TooLargeError
 from studiolo.jobs.items import OVER, BatchRecord, BatchTable, Item, ItemResult
 from studiolo.jobs.queue import BULK, Queue
@@ -102,6 +104,7 @@ class Batches:
         metadata: dict[str, Any] | None = None,
         lifetime: timedelta | None = None,
         priority: int = BULK,
+        beside: Callable[[sa.Connection, str, datetime], None] = lambda *_: None,
     ) -> BatchRecord:
         """Takes a batch in and queues it.
 
@@ -110,6 +113,8 @@ class Batches:
                 other lines, give what makes items of `read_lines`.
             lifetime: of the results, from the end on; by default `INLINE`, or `FILES` for a file.
             priority: batches with lower ones go first.
+            beside: writes what its caller keeps of it, given its id and when it was made, in the same
+                transaction: a process that dies leaves both or neither.
 
         Raises:
             InvalidRequestError: nothing answers this kind, no items, a key twice, or a line that is none.
@@ -125,10 +130,12 @@ class Batches:
             "title": title,
             "metadata": metadata or {},
             "lifetime": lifetime or (FILES if isinstance(items, Path) else INLINE),
-            "created": self._clock(),
+            "created": (created := self._clock()),
         }
         found = _plain_items(items) if isinstance(items, Path) else items
-        await asyncio.to_thread(self._table.create, record, found)
+        await asyncio.to_thread(
+            self._table.create, record, found, lambda connection: beside(connection, identity, created)
+        )
         await self._queue.put(KIND, identity, priority)
         return await self.get(identity, owner)
 

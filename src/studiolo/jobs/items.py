@@ -6,7 +6,7 @@ All calls wait for the disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -126,8 +126,15 @@ class BatchTable:
         self.database = database
         database.make(BATCHES, ITEMS)
 
-    def create(self, record: dict[str, Any], items: Iterable[tuple[str | None, dict[str, Any]]]) -> None:
+    def create(
+        self,
+        record: dict[str, Any],
+        items: Iterable[tuple[str | None, dict[str, Any]]],
+        beside: Callable[[sa.Connection], None] = lambda _: None,
+    ) -> None:
         """Writes a batch and its items, some hundred at a time; until all are there, nobody sees it.
+
+        `beside` writes what others keep of it, in the transaction with which it is there.
 
         Raises:
             InvalidRequestError: no items, or two with the same key.
@@ -140,6 +147,7 @@ class BatchTable:
             with self.database.begin() as connection:
                 whole = BATCHES.update().where(BATCHES.c.id == identity)
                 connection.execute(whole.values(state="queued", total=total))
+                beside(connection)
         except BaseException:
             self.delete(identity)
             raise

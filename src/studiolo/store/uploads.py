@@ -225,9 +225,15 @@ class Uploads:
         mime: str,
         purpose: str,
         lifetime: timedelta | None = None,
+        id: str | None = None,  # noqa: A002
     ) -> FileRecord:
-        """`begin`, `append` and `finish` in one; nothing is left of it if one of them fails."""
-        upload = self.begin(owner=owner, name=name, mime=mime, purpose=purpose, lifetime=lifetime)
+        """`begin`, `append` and `finish` in one; nothing is left of it if one of them fails.
+
+        With an `id`, what is left of an earlier one of the same id that never became a file is removed.
+        """
+        if id is not None:
+            self._give_up(id)
+        upload = self.begin(owner=owner, name=name, mime=mime, purpose=purpose, lifetime=lifetime, id=id)
         try:
             self.append(upload, 0, data)
             return self.finish(upload)
@@ -315,6 +321,8 @@ class Uploads:
                 connection.execute(_sessions.delete().where(_sessions.c.file.in_(uploads)))
             for file in uploads:
                 self._part(file).unlink(missing_ok=True)
+                if self._record(file) is None:  # it had its name, and died before it was written down
+                    (self.folder / file).unlink(missing_ok=True)
         return len(files)
 
     def sweep(self) -> int:
@@ -333,6 +341,16 @@ class Uploads:
         for path in lost:
             path.unlink(missing_ok=True)
         return len(lost)
+
+    def _give_up(self, file: str) -> None:
+        """Forgets an upload that was broken off, with its bytes; a file stays."""
+        if self._record(_checked_id(file)) is not None:
+            return
+        with self._locked(file):
+            with self._database.begin() as connection:
+                connection.execute(_sessions.delete().where(_sessions.c.file == file))
+            self._part(file).unlink(missing_ok=True)
+            (self.folder / file).unlink(missing_ok=True)
 
     def _session(self, upload: str) -> Session:
         query = sa.select(_sessions).where(

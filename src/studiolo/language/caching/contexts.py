@@ -10,6 +10,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ Clock = Callable[[], datetime]
 
 # A name is a file name, also where file systems do not tell cases apart.
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_WRITTEN = 3600.0  # seconds within which every file is written
 
 
 class Prefix(Value):
@@ -225,6 +227,10 @@ class Contexts:
         gone = sorted((c for c in self._all() if c.expires <= now), key=lambda context: context.expires)
         for context in gone:
             self._file(context.name).unlink(missing_ok=True)
+        for file in self.folder.glob(".tmp-*"):  # of a process that died while it wrote
+            with suppress(FileNotFoundError):
+                if now.timestamp() - file.stat().st_mtime > _WRITTEN:
+                    file.unlink()
         return tuple(gone)
 
     def _admit(self, new: Context) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -59,20 +61,26 @@ async def create_batch(
     lifetime = BATCH_LIFETIME
     if wanted.output_expires_after is not None:
         lifetime = timedelta(seconds=wanted.output_expires_after.seconds)
-    job = None if found.problems else await _begun(studio, caller, wanted, found)
     batch = KeptBatch(
-        id=f"batch_{job.id if job else secrets.token_hex(12)}",
+        id=f"batch_{secrets.token_hex(12)}",
         owner=caller.key_id,
         endpoint=wanted.endpoint,
         input=wanted.input_file_id,
         metadata=wanted.metadata,
         lifetime=lifetime,
-        created=job.created if job else kept.clock(),
+        created=kept.clock(),
         errors=[problem.told for problem in found.problems] or None,
-        final=None if job else "failed",
+        final="failed" if found.problems else None,
     )
-    await asyncio.to_thread(kept.add, batch)
-    return JSONResponse(batch_of(batch, job))
+    if found.problems:
+        await asyncio.to_thread(kept.add, batch)
+        return JSONResponse(batch_of(batch, None))
+
+    def keep(connection: sa.Connection, job: str, created: datetime) -> None:
+        kept.add(replace(batch, id=f"batch_{job}", created=created), connection)
+
+    job = await _begun(studio, caller, wanted, found, keep)
+    return JSONResponse(await _told(studio, kept.get(f"batch_{job.id}", caller.key_id)))
 
 
 async def list_batches(
@@ -130,7 +138,13 @@ def _checked(studio: Studio, caller: Caller, wanted: BatchRequest) -> Checked:
     )
 
 
-async def _begun(studio: Studio, caller: Caller, wanted: BatchRequest, found: Checked) -> BatchRecord:
+async def _begun(
+    studio: Studio,
+    caller: Caller,
+    wanted: BatchRequest,
+    found: Checked,
+    keep: Callable[[sa.Connection, str, datetime], None],
+) -> BatchRecord:
     path = studio.files.path(wanted.input_file_id)
     record: BatchRecord = await studio.batches.create(
         owner=caller.key_id,
@@ -138,6 +152,7 @@ async def _begun(studio: Studio, caller: Caller, wanted: BatchRequest, found: Ch
         model=found.models[0] if len(found.models) == 1 else "",
         items=items_of(path, studio.settings.largest_body),
         lifetime=RESULTS,
+        beside=keep,
     )
     return record
 

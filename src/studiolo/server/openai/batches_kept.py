@@ -67,9 +67,13 @@ class KeptBatches:
         self._database, self.clock = database, clock
         database.make(_table)
 
-    def add(self, batch: KeptBatch) -> None:
-        with self._database.begin() as connection:
-            connection.execute(sa.insert(_table).values(batch.__dict__))
+    def add(self, batch: KeptBatch, connection: sa.Connection | None = None) -> None:
+        """Writes it down, within the transaction of `connection` if one is given."""
+        if connection is None:
+            with self._database.begin() as own:
+                return self.add(batch, own)
+        connection.execute(sa.insert(_table).values(batch.__dict__))
+        return None
 
     def get(self, batch: str, owner: str | None) -> KeptBatch:
         """

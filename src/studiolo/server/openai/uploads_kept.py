@@ -9,6 +9,7 @@ import hashlib
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -133,6 +134,11 @@ class PartedUploads:
             if upload.status == "completed" and upload.file is not None:
                 return upload, files.get(upload.file, owner=upload.owner)
             _check_pending(upload)
+            # The file's id is that of the upload, so that a process that dies here does not make it twice.
+            made = upload.id.replace("upload_", "file-", 1)
+            with suppress(NotFoundError):
+                record = files.get(made, owner=upload.owner)
+                return self._ended(files, upload, "completed", record.id), record
             parts = _parts(files, upload, part_ids)
             record = files.add(
                 _joined(files, parts, md5),
@@ -141,6 +147,7 @@ class PartedUploads:
                 mime=upload.mime,
                 purpose=upload.purpose,
                 lifetime=upload.lifetime,
+                id=made,
             )
             return self._ended(files, upload, "completed", record.id), record
 
