@@ -32,7 +32,7 @@ log = logging.getLogger("studiolo.server")
 FAREWELL = 5.0
 """Seconds that answers which are cut off have to tell their clients."""
 EXPIRY = 600.0
-"""Seconds between two looks for files and contexts whose time is over."""
+"""Seconds between two looks for what has had its time: files, contexts, answers of batches."""
 
 
 def create_app(studio: Studio) -> FastAPI:
@@ -42,6 +42,7 @@ def create_app(studio: Studio) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(studio.files.sweep)  # before anything is uploaded
         await studio.open()
         works = [asyncio.create_task(_expire(studio))]
         if studio.settings.preload:
@@ -131,9 +132,9 @@ async def _preload(studio: Studio) -> None:
 
 
 async def _expire(studio: Studio) -> None:
-    await asyncio.to_thread(studio.files.sweep)
     while True:
         with suppress(Exception):  # the next look may go better; `ready` tells of a database that is away
-            await asyncio.to_thread(studio.files.expire)
-            await asyncio.to_thread(studio.contexts.expire)
+            await asyncio.to_thread(studio.expire)
+            if studio.batches is not None:
+                await studio.batches.expire()
         await asyncio.sleep(EXPIRY)

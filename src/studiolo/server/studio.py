@@ -47,6 +47,13 @@ class Studio:
         """The explicit contexts of one key; those of whoever needs none for None."""
         return self.contexts if owner is None else Contexts(self.contexts.folder / "keys" / owner)
 
+    def expire(self) -> None:
+        """Removes files, and contexts of all keys, whose time is over. It waits for the disk."""
+        self.files.expire()
+        self.contexts.expire()
+        for folder in (self.contexts.folder / "keys").glob("*"):
+            Contexts(folder).expire()
+
     async def account(self, caller: Caller, model: str, usage: Usage, *, batch: bool = False) -> float:
         """Writes down what an answer took: for the key's limits, the access log and the metrics.
 
