@@ -72,6 +72,7 @@ class Heard:
     whole: float
     status: int
     body: bytes
+    headers: dict[str, str]
 
 
 class Connection:
@@ -102,14 +103,16 @@ class Connection:
         head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
         began = time.perf_counter()
         self._writer.write(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
-        lines = (await self._reader.readuntil(b"\r\n\r\n")).lower().split(b"\r\n")
-        found = dict(line.split(b": ", 1) for line in lines[1:] if line)
-        if found.get(b"transfer-encoding") == b"chunked":
+        lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        parted = (line.partition(": ") for line in lines[1:] if line)
+        found = {name.lower(): value for name, _, value in parted}
+        if found.get("transfer-encoding") == "chunked":
             first, answer = await self._chunks(self._reader)
         else:
-            answer = await self._reader.readexactly(int(found.get(b"content-length", b"0")))
+            answer = await self._reader.readexactly(int(found.get("content-length", "0")))
             first = time.perf_counter()
-        return Heard(first - began, time.perf_counter() - began, int(lines[0].split()[1]), answer)
+        status = int(lines[0].split()[1])
+        return Heard(first - began, time.perf_counter() - began, status, answer, found)
 
     def close(self) -> None:
         if self._writer is not None:

@@ -133,7 +133,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     engine = Counting(options.pieces, options.pause)
     shelved = shelf.models
 
-    async def opened(name: str) -> Cached:
+    async def opened(model: str) -> Cached:
         return Cached(engine, Contexts())
 
     def models() -> list[ModelInfo]:
