@@ -1,6 +1,6 @@
 """A round through files, batches, pictures and tunings by whichever google-genai is installed.
 
-    python gemini_jobs_tour.py http://127.0.0.1:8484 FOLDER
+    python gemini_jobs_tour.py http://127.0.0.1:8484 KEY FOLDER
 
 It prints one JSON object: for each stop what the client made of the answers. FOLDER has a.png, b.png and
 c.png; the server has the models `stub`, which says what it is asked, and `tiny-painter`, which draws.
@@ -115,8 +115,10 @@ def images(client: genai.Client, _: Path) -> Any:
 
 def enterprise_subject(client: genai.Client, folder: Path) -> Any:
     # Enterprise clients have no files: the developer's client brings them.
-    url = client._api_client._http_options.base_url
-    developer = genai.Client(api_key="test-key", http_options={"base_url": url})
+    developer = genai.Client(
+        api_key=client._api_client.api_key,
+        http_options={"base_url": client._api_client._http_options.base_url},
+    )
     names = [developer.files.upload(file=str(folder / f"{name}.png")).name for name in "abc"]
     recipe = {key: value for key, value in RECIPE.items() if key != "class_noun"}
     made = client.tunings.tune(
@@ -131,13 +133,14 @@ def enterprise_subject(client: genai.Client, folder: Path) -> Any:
     job = until(lambda: (job := client.tunings.get(name=made.name)).has_ended and job)
     listed = [one.name for one in client.tunings.list()]
     drawn = client.models.generate_images(model=job.tuned_model.endpoint, prompt="a [V] toy")
+    developer.models.delete(model="tunedModels/their-fox")
     return job.state.value, listed == [made.name], drawn.generated_images[0].image.image_bytes[:4].hex()
 
 
-def main(url: str, folder: Path) -> None:
+def main(url: str, key: str, folder: Path) -> None:
     warnings.simplefilter("ignore")
-    developer = genai.Client(api_key="test-key", http_options={"base_url": url})
-    enterprise = genai.Client(vertexai=True, api_key="test-key", http_options={"base_url": url})
+    developer = genai.Client(api_key=key, http_options={"base_url": url})
+    enterprise = genai.Client(vertexai=True, api_key=key, http_options={"base_url": url})
     told = {"version": genai.__version__}
     for stop in (files, inline, from_file, pictures, subject):
         told[stop.__name__] = stop(developer, folder)
@@ -147,4 +150,4 @@ def main(url: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(*sys.argv[1:3], Path(sys.argv[3]))

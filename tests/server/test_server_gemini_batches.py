@@ -211,6 +211,12 @@ def test_lines_that_are_none_refuse_the_whole_file(client, line):
     assert list(client.batches.list()) == []
 
 
+def test_batches_between_buckets_are_told_to_be_absent(shop, key):
+    client = client_of(shop.url, api_key=key, vertexai=True)
+    with pytest.raises(errors.ServerError, match=r"501 UNIMPLEMENTED.*client\.batches"):
+        client.batches.create(model="stub", src="gs://bucket/file", config={"dest": "gs://bucket/out"})
+
+
 def test_what_a_batch_took_is_accounted_for_at_half_price(shop, client, monkeypatch):
     from studiolo.language.prices import Price
     from studiolo.server import shelf

@@ -15,6 +15,19 @@ from workshop import TINY, painter, until, workshop
 
 from studiolo.drawing.provenance import Provenance, read_provenance
 from studiolo.jobs.artist import Artist
+from studiolo.language import conversation as c
+
+
+def answer(request: c.Request) -> list[object]:
+    """What a chat model says that may draw, and wants to."""
+    if request.tool_choice.mode is c.ToolMode.NONE or "draw_picture" not in [
+        tool.name for tool in request.tools
+    ]:
+        return ["A fox."]
+    if isinstance(request.contents[-1].parts[0], c.CallResult):
+        return ["That was a fox."]
+    call = c.Call(name="draw_picture", arguments={"prompt": "a fox"}, id="1")
+    return ["Here: ", c.Delta(part=call)]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +40,7 @@ def shop(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDIOLO_HOME", str(home))
         painter(home / "painter")
-        with workshop(home, {"stub": Scripted()}) as here:
+        with workshop(home, {"stub": Scripted(answer)}) as here:
             yield here
 
 
@@ -124,6 +137,17 @@ def test_pictures_in_a_batch(client):
     job = until(lambda: (job := client.batches.get(name=made.name)).done and job)
     (one,) = job.dest.inlined_responses
     assert read_provenance(io.BytesIO(one.response.parts[0].inline_data.data)).request.seed == 9
+
+
+@pytest.mark.parametrize("modalities", [["TEXT"], ["IMAGE"], ["TEXT", "IMAGE"]])
+def test_a_chat_model_draws_with_a_model_behind_a_plus(client, modalities):
+    config = types.GenerateContentConfig(response_modalities=modalities)
+    answer = client.models.generate_content(model=f"stub+{TINY}", contents="a fox", config=config)
+    found = [
+        "text" if part.text else part.inline_data.mime_type for part in answer.candidates[0].content.parts
+    ]
+    assert found.count("image/png") == 1
+    assert ("text" in found[found.index("image/png") :]) is ("TEXT" in modalities)
 
 
 def test_it_is_in_the_list_with_what_it_can_do(client):

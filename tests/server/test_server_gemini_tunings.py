@@ -4,6 +4,7 @@ what of teaching no client sends."""
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from PIL import Image
 from sdks import folder_of
 from workshop import TINY, painter, until, workshop
 
+numbers = itertools.count()
 CLIENTS = {"one": "1.75.0", "two": "2.34.0", "three": None}
 """Versions of google-genai; None is the one that is installed."""
 
@@ -52,22 +54,24 @@ def at_home(shop, home, studiolo_home, monkeypatch):
     monkeypatch.setenv("STUDIOLO_HOME", str(home))
 
 
+@pytest.fixture
+def key(shop) -> str:
+    """A test's own, and so are the files, batches and tunings that it sees."""
+    return shop.studio.keys.store.create(f"key {next(numbers)}")[0]
+
+
 @pytest.fixture(params=CLIENTS)
-def told(request, tmp_path_factory) -> dict[str, Any]:
+def told(request, shop, key, tmp_path) -> dict[str, Any]:
+    """What a client of that version made of everything."""
     version = CLIENTS[request.param]
-    folder, home = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("home")
     for seed, name in enumerate("abc"):
-        (folder / f"{name}.png").write_bytes(png(seed))
+        (tmp_path / f"{name}.png").write_bytes(png(seed))
     paths = [str(folder_of("google-genai", version))] if version else []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDIOLO_HOME", str(home))
-        painter(home / "painter")
-        with workshop(home, {"stub": Scripted(lambda asked: [asked.contents[-1].text])}) as here:
-            done = subprocess.run(
-                [sys.executable, Path(__file__).with_name("gemini_jobs_tour.py"), here.url, folder],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                capture_output=True, text=True, timeout=600,
-            )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("gemini_jobs_tour.py"), shop.url, key, tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert version is None or told["version"] == version
@@ -88,11 +92,6 @@ def test_the_round(told):
 
 
 # --- by hand ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def key(shop, request) -> str:
-    return shop.studio.keys.store.create(f"key {request.node.name}"[:100])[0]
 
 
 @pytest.fixture

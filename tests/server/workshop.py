@@ -16,7 +16,9 @@ from studiolo.jobs.queue import Queue
 from studiolo.jobs.tunings import Tunings
 from studiolo.models import registry
 from studiolo.server import shelf
+from studiolo.server.drawing import Drawing
 from studiolo.server.pool import EnginePool
+from studiolo.server.starting import _subject
 from tiny import tiny_folder
 
 T = TypeVar("T")
@@ -32,7 +34,11 @@ def workshop(home: Path, engines: Mapping[str, Any], **settings: Any) -> Iterato
         return [stub_info(name, engine) for name, engine in engines.items()] + shelf.models()
 
     studio.engines = EnginePool(
-        models, studio.engines._open, lambda owner: studio.contexts_of(owner), metrics=studio.metrics
+        models,
+        studio.engines._open,
+        lambda owner: studio.contexts_of(owner),
+        metrics=studio.metrics,
+        draws=lambda engine, name: Drawing(engine, _subject(studio.artist, name)),
     )
     queue = Queue(studio.database, worker="test", poll=0.05)
     studio.batches = Batches(studio.database, queue, studio.room, price=shelf.price_of)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from studiolo.server.gemini import (
+    absent,
     batch_answers,
     batches,
     caches,
@@ -30,6 +31,9 @@ def router() -> APIRouter:
     uploading.add_routes(router, "/upload/files")
     for before in _ENTERPRISE:
         router.include_router(_below(before), include_in_schema=False)
+    router.include_router(absent.router(), include_in_schema=False)
+    for before in _ENTERPRISE:
+        router.include_router(absent.router(), prefix=before, include_in_schema=False)
     return router
 
 

@@ -1,0 +1,34 @@
+"""Calls that Google's clients know and that there are none of here: told as such, with what to do instead."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from studiolo.server.auth import Caller, caller
+from studiolo.server.errors import NotBuiltError
+
+Who = Annotated[Caller, Depends(caller)]
+
+
+def router() -> APIRouter:
+    """All of them."""
+    router = APIRouter()
+    for path in ("/batchPredictionJobs", "/batchPredictionJobs/{name:path}"):
+        router.add_api_route(path, batch_predictions, methods=["POST", "GET", "DELETE"])
+    router.add_api_route("/files:register", register, methods=["POST"])
+    return router
+
+
+async def batch_predictions(who: Who) -> None:
+    """Batches of enterprise clients."""
+    raise NotBuiltError(
+        "batches between buckets are not to be had here",
+        remedy="Use the developer's client: client.batches, with requests or an uploaded file.",
+    )
+
+
+async def register(who: Who) -> None:
+    """Files that lie in Google's cloud."""
+    raise NotBuiltError("files at other places are not read here", remedy="Upload them: client.files.upload.")
