@@ -8,12 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import openai
 import pytest
 from google import genai
 from google.genai import errors, types
+
+from studiolo.language.caching.contexts import Contexts
+from studiolo.server.openai.uploads_kept import PartedUploads, part_id
+from studiolo.store.database import Database
+from studiolo.store.uploads import Uploads
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -60,6 +66,66 @@ def test_the_benchmark_of_the_server_still_runs(studiolo_home):
 
 def test_the_benchmark_of_batches_still_runs(studiolo_home):
     assert ["items that are answered rightly, in order", "200 of 200"] in rows(run("batch_load", "--quick"))
+
+
+# --- between two lines ------------------------------------------------------------------------------------
+
+
+class DiedError(BaseException):
+    """Stands for the end of the process."""
+
+
+def dies(*_):
+    raise DiedError
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'studiolo.sqlite'}")
+    yield database
+    database.close()
+
+
+@pytest.mark.parametrize("where", [(PartedUploads, "_ended"), (Uploads, "_keep"), (Uploads, "finish")])
+def test_parts_become_one_file_though_the_process_died_meanwhile(tmp_path, database, monkeypatch, where):
+    uploads, parted = Uploads(database, tmp_path / "files"), PartedUploads(database)
+    upload = parted.begin(owner=None, name="a", mime="a/b", size=4, purpose="user_data", lifetime=None)
+    parts = [part_id(parted.add(uploads, upload, [data])) for data in (b"ab", b"cd")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, dies)
+        patch.setattr(Uploads, "cancel", dies)  # nothing is cleared up either
+        with pytest.raises(DiedError):
+            parted.complete(uploads, upload, parts, None)
+    again = Uploads(database, tmp_path / "files")
+    made = PartedUploads(database).complete(again, upload, parts, None)[1]
+    assert [file.id for file in again.page(owner=None).files] == [made.id]
+    assert again.path(made.id).read_bytes() == b"abcd"
+    assert PartedUploads(database).complete(again, upload, parts, None)[1] == made
+
+
+def test_bytes_that_were_never_written_down_go_with_their_upload(tmp_path, database, monkeypatch):
+    now = datetime.now(UTC)
+    uploads = Uploads(database, tmp_path / "files", clock=lambda: now)
+    token = uploads.begin(owner=None, name="a", mime="a/b", purpose="user_data")
+    uploads.append(token, 0, b"abc")
+    with monkeypatch.context() as patch:
+        patch.setattr(Uploads, "_keep", dies)
+        with pytest.raises(DiedError):
+            uploads.finish(token)
+    assert [path for path in (tmp_path / "files").iterdir() if path.is_file()] != []
+    now += timedelta(days=2)
+    uploads.expire()
+    assert [path for path in (tmp_path / "files").rglob("*") if path.is_file()] == []
+
+
+def test_what_a_writer_of_contexts_left_when_it_died_goes_with_the_next_expiry(tmp_path):
+    left = tmp_path / ".tmp-0123-a.jsonl"
+    left.touch()
+    Contexts(tmp_path).expire()
+    assert left.exists()  # somebody may be writing it
+    Contexts(tmp_path, clock=lambda: datetime.now(UTC) + timedelta(hours=2)).expire()
+    assert not left.exists()
 
 
 # --- SIGTERM in the midst of a crowd ----------------------------------------------------------------------
