@@ -189,6 +189,8 @@ def _part(part: Fields, where: str) -> list[Part]:
     if not given:
         if signature:
             return [Thought(text="", signature=signature)]
+        if part.get("thought"):  # of which nothing was shown; chats send it back as it came
+            return []
         raise InvalidRequestError(
             "required oneof field 'data' must have one initialized field", where=where,
             remedy="Give the part a text, or whatever it is to be.",
