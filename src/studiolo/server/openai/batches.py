@@ -80,7 +80,8 @@ async def create_batch(
         kept.add(replace(batch, id=f"batch_{job}", created=created), connection)
 
     job = await _begun(studio, caller, wanted, found, keep)
-    return JSONResponse(await _told(studio, kept.get(f"batch_{job.id}", caller.key_id)))
+    batch = await asyncio.to_thread(kept.get, f"batch_{job.id}", caller.key_id)
+    return JSONResponse(await _told(studio, batch))
 
 
 async def list_batches(
