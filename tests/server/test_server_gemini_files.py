@@ -97,6 +97,16 @@ def test_the_asynchronous_client(serve):
     assert data == data_of(CHUNK + 1)
 
 
+def test_the_title_is_the_name_of_the_file_if_there_is_no_other(serve, tmp_path):
+    (path := tmp_path / "notes 1.txt").write_text("hello")
+    client = client_of((here := serve(Scripted())).url)
+    made = client.files.upload(file=path)
+    assert (made.display_name, made.mime_type) == ("notes 1.txt", "text/plain")
+    name = {b"x-goog-upload-file-name": "Grüße.txt".encode()}  # which that client cannot send
+    raw = httpx.post(f"{here.url}/upload/v1beta/files?key=k", content=b"hello", headers=name)
+    assert raw.json()["file"]["displayName"] == "Grüße.txt"
+
+
 def test_a_name_of_ones_own(files):
     made = files.upload(file=io.BytesIO(b"x"), config={"name": "my-notes", "mime_type": "text/plain"})
     assert made.name == "files/my-notes"

@@ -94,7 +94,7 @@ async def _begin(http: HttpRequest, studio: Studio, owner: str | None) -> Respon
         read("CreateFileRequest", body).get("file", {}),
         mime=http.headers.get("x-goog-upload-header-content-type"),
         size=None if told_size is None else _number(told_size, "x-goog-upload-header-content-length"),
-        name=http.headers.get("x-goog-upload-file-name"),
+        name=_file_name(http),
     )
     address = f"{http.base_url}upload/{http.state.version}/files?upload_id={token}&upload_protocol=resumable"
     headers = {
@@ -195,9 +195,8 @@ async def _append(http: HttpRequest, studio: Studio, token: str) -> None:
 
 
 async def _raw(http: HttpRequest, studio: Studio, owner: str | None) -> FileRecord:
-    name = http.headers.get("x-goog-upload-file-name")
     mime = http.headers.get("x-goog-upload-header-content-type") or http.headers.get("content-type")
-    token = await _begun(studio, owner, {}, mime=mime, size=None, name=name)
+    token = await _begun(studio, owner, {}, mime=mime, size=None, name=_file_name(http))
     return await _whole(studio, token, http.stream())
 
 
@@ -272,6 +271,12 @@ async def _pieces(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
         raise
     if piece:
         yield bytes(piece)
+
+
+def _file_name(http: HttpRequest) -> str | None:
+    """Clients write it in UTF-8; headers are read as Latin-1."""
+    name = http.headers.get("x-goog-upload-file-name")
+    return None if name is None else name.encode("latin-1").decode("utf-8", "replace")
 
 
 def _has_body(http: HttpRequest) -> bool:
