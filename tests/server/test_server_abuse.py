@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import socket
 import zipfile
@@ -177,6 +178,35 @@ def test_unknown_paths_and_methods(http, path, method):
     answer = http.request(method, path)
     assert answer.status_code in (400, 404, 405), answer.text
     assert answer.json()["error"]["message"]
+
+
+def operations(http: httpx.Client) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in http.get("/openapi.json").json()["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def test_the_openapi_document_tells_what_is_so(http):
+    names = []
+    for _, path, operation in operations(http):
+        names.append(operation["operationId"])
+        if path.startswith(("/gemini", "/openai")):
+            assert {"bearer": []} in operation["security"], path
+            assert "422" not in operation["responses"], path
+            assert {parameter["name"] for parameter in operation.get("parameters", [])} >= {
+                piece.partition("}")[0].partition(":")[0] for piece in path.split("{")[1:]
+            }
+    assert len(names) == len(set(names)) > 60
+
+
+def test_every_operation_of_the_document_refuses_nonsense(http):
+    """With a name that there is not in each place, and a body of an unknown field."""
+    for method, path, operation in operations(http):
+        asked = re.sub(r"\{[^}]*\}", "nothing", path)
+        body = {"json": {"no such field": 1}} if "requestBody" in operation else {}
+        answer = http.request(method, asked, **body)
+        if answer.status_code != 200:  # lists are empty, and uploads take any bytes
+            refused(answer, *range(400, 500), 501, 503)
 
 
 # --- HTTP by hand -----------------------------------------------------------------------------------------
