@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
 
@@ -20,7 +21,7 @@ from diffusers import (
 
 from studiolo.diffusion.conditioning import encode_prompts
 from studiolo.diffusion.noise import draw_noise, generators, initial_noise
-from studiolo.diffusion.samplers import SAMPLERS, SamplerSettings
+from studiolo.diffusion.samplers import SAMPLERS, SamplerSettings, make_scheduler
 from studiolo.diffusion.sampling import decode_latents, generate, sample_latents
 from studiolo.errors import StudioloError
 from tiny import tiny_components
@@ -224,3 +225,22 @@ def test_wrong_settings_name_themselves(settings, message):
 def test_more_steps_than_noise_levels(components):
     with pytest.raises(StudioloError, match="1000 noise levels"):
         generate(components, ["a dog"], [0], SamplerSettings(steps=1001))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", range(15, 21))
+def test_no_step_is_beyond_the_last_level(sampler, steps):
+    config = {"num_train_timesteps": 20, "timestep_spacing": "leading", "steps_offset": 1}
+    settings = SamplerSettings(sampler, steps=steps)
+    refused = steps >= 19 and not _within(config, settings)
+    with pytest.raises(StudioloError, match="20 noise levels") if refused else nullcontext():
+        timesteps = make_scheduler(config, settings).timesteps
+        assert 0 <= timesteps.min() <= timesteps.max() < 20
+
+
+def _within(config, settings) -> bool:
+    """Whether the reference's own timesteps are levels of the model."""
+    scheduler_class, options = SAMPLERS[settings.sampler]
+    scheduler = scheduler_class.from_config(config, **options)
+    scheduler.set_timesteps(settings.steps)
+    return bool(scheduler.timesteps.max() < 20)

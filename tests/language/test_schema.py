@@ -328,3 +328,23 @@ def test_references_of_each_function_lead_to_its_own_definitions():
     assert not fault({"name": "two", "arguments": {"a": "x", "b": {"a": "y"}}}, schema)
     assert fault({"name": "two", "arguments": {"b": {"a": 1}}}, schema)
     assert lark(Constraint("json", schema))
+
+
+@pytest.mark.parametrize("key", ["minItems", "maxItems", "minLength", "maxLength", "maxProperties"])
+def test_sizes_that_would_keep_everybody_waiting_are_refused(key):
+    constraint(Format(kind="json", rule={"type": ["array", "string", "object"], key: 1000}))
+    with pytest.raises(UnsupportedError, match="largest"):
+        constraint(Format(kind="json", rule={"type": ["array", "string", "object"], key: 10**12}))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"type": "object", "properties": {"a~/%": {"$ref": "#/properties/a~0~1%25"}}},
+    ],
+)
+def test_references_that_only_lead_to_themselves_are_refused(rule):
+    with pytest.raises(UnsupportedError, match="itself"):
+        constraint(Format(kind="json", rule=rule))

@@ -91,13 +91,17 @@ def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) 
     scheduler_class, options = SAMPLERS[settings.sampler]
     scheduler = scheduler_class.from_config(scheduler_config, **options)
     levels = scheduler.config.num_train_timesteps
-    if settings.steps > levels:
+    # the offset of "leading" spacing may lift the first timestep beyond the last level
+    within = settings.steps <= levels
+    if within:
+        scheduler.set_timesteps(settings.steps)
+        within = bool(scheduler.timesteps.max() < levels)
+    if not within:
         raise StudioloError(
             f"{settings.steps} steps, but the model has {levels} noise levels",
             where="steps",
-            remedy=f"Use at most {levels}.",
+            remedy=f"Use fewer than {levels}.",
         )
-    scheduler.set_timesteps(settings.steps)
     return scheduler
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import cache
 from typing import Any, cast
+from urllib.parse import unquote
 
 from studiolo.language.conversation import Format, FormatKind
 from studiolo.language.engines import constraints
@@ -47,6 +48,8 @@ ASSERTIONS = (
 says."""
 
 _INTEGERS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+LARGEST_SIZE = 1_000_000
+"""A constraint takes time by the numbers in its schema before anything is decoded, and all requests wait."""
 _GEMINI_TYPES = _words("STRING NUMBER INTEGER BOOLEAN ARRAY OBJECT NULL TYPE_UNSPECIFIED")
 _GEMINI_FORMATS = _words("float double int32 int64 enum byte password")
 _RANGES = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
@@ -244,8 +247,9 @@ def enforceable(schema: Schema, keywords: frozenset[str] | None = None, *, where
         UnsupportedError: names the keyword, where it stands, and why.
     """
     for place, inner in walk(schema, where):
-        _check_references(inner, place)
+        _check_references(inner, schema, place)
         _check_pattern(inner, place)
+        _check_sizes(inner, place)
         for key in inner.keys() & ASSERTIONS if keywords is not None else ():
             _check_keyword(key, inner[key], keywords or frozenset(), place)
     if problem := constraints.problem(Constraint("json", schema)):
@@ -261,7 +265,13 @@ def _check_keyword(key: str, value: Any, keywords: frozenset[str], place: str) -
     )
 
 
-def _check_references(schema: Schema, place: str) -> None:
+def _check_sizes(schema: Schema, place: str) -> None:
+    for key in _INTEGERS:
+        if isinstance(size := schema.get(key), int) and size > LARGEST_SIZE:
+            raise _refused(f"{key} of {size:,}", f"the largest is {LARGEST_SIZE:,}", f"{place}.{key}")
+
+
+def _check_references(schema: Schema, whole: Schema, place: str) -> None:
     if "$dynamicRef" in schema:
         raise _refused("a dynamic reference", "not supported", f"{place}.$dynamicRef")
     reference = schema.get("$ref")
@@ -269,6 +279,27 @@ def _check_references(schema: Schema, place: str) -> None:
         raise _refused(
             f"a reference to {reference!r}", "nothing is fetched, and names are not resolved", f"{place}.$ref"
         )
+    seen: set[str] = set()
+    while isinstance(reference, str):
+        if reference in seen:
+            raise _refused(f"a reference to {reference!r}", "it leads to itself", f"{place}.$ref")
+        seen.add(reference)
+        target = _target(whole, reference)
+        reference = target.get("$ref") if isinstance(target, Mapping) else None
+
+
+def _target(whole: Schema, reference: str) -> Any:
+    """What a JSON Pointer (RFC 6901) after # leads to; None: nothing."""
+    at: Any = whole
+    for step in unquote(reference).split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(at, Mapping):
+            at = at.get(step)
+        elif isinstance(at, list) and step.isdecimal() and int(step) < len(at):
+            at = at[int(step)]
+        else:
+            return None
+    return at
 
 
 def _check_pattern(schema: Schema, place: str) -> None:
