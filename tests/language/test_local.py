@@ -836,3 +836,14 @@ def test_what_was_cached_is_told():
     again = asyncio.run(collected(engine.generate(Request(model="stub", contents=HELLO))))
     assert again.usage.cached == again.usage.prompt
     assert completer.made == 2 * first
+
+
+def test_no_more_is_cached_than_the_prompt_has():
+    """Behind the prompt of a demanded call stands the call's tag, which the engine has read before too."""
+    weather = Tool(name="weather", parameters={"type": "object", "properties": {}})
+    demanded = {"tools": (weather,), "tool_choice": ToolChoice(mode=ToolMode.ANY, parallel=False)}
+    completer = StubCompleter(['{"name": "weather", "arguments": {}}'] * 2)
+    engine = LocalEngine(completer)
+    request = Request(model="stub", contents=HELLO, **demanded)
+    _, again = (asyncio.run(collected(engine.generate(request))).usage for _ in range(2))
+    assert again.cached == again.prompt

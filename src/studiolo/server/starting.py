@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import time
 from types import FrameType
 
 import uvicorn
@@ -49,7 +50,7 @@ def open_studio(settings: Settings) -> Studio:
         metrics=metrics,
         size=shelf.bytes_of,
         memory=settings.memory,
-        draws=lambda engine, name: Drawing(engine, _subject(artist, name)),
+        draws=lambda engine, name: Drawing(engine, _subject(artist, metrics, name)),
     )
     room, queue = Room(), Queue(database)
     batches = Batches(database, queue, room, price=shelf.price_of)
@@ -75,11 +76,14 @@ def open_studio(settings: Settings) -> Studio:
     return studio
 
 
-def _subject(artist: Artist, name: str) -> Subject:
+def _subject(artist: Artist, metrics: Metrics, name: str) -> Subject:
     """What a chat model can draw with the model of that name."""
 
     async def draw(prompt: str) -> bytes:
-        return (await artist.draw(name, prompt))[0].png
+        began = time.perf_counter()
+        pictures = await artist.draw(name, prompt)
+        metrics.drawn(name, time.perf_counter() - began)
+        return pictures[0].png
 
     return Subject(name, registry.resolve(name).card.get("class_noun"), draw)
 

@@ -237,13 +237,14 @@ class LocalEngine:
 
 
 def _usage(wanted: Wanted, answers: Sequence[Answer]) -> Usage:
+    prompt = len(wanted.prompt)
     return Usage(
-        prompt=len(wanted.prompt),
-        cached=answers[0].cached or 0,
+        prompt=prompt,
+        cached=min(answers[0].cached or 0, prompt),  # what was written behind it may have been there as well
         answer=sum(answer.answered for answer in answers),
         thoughts=sum(answer.thoughts for answer in answers),
         summaries=sum(answer.summed_up for answer in answers),
-        prompt_by_modality={"text": len(wanted.prompt)},
+        prompt_by_modality={"text": prompt},
     )
 
 
