@@ -319,6 +319,24 @@ def test_what_cannot_be_taught_is_refused_before_it_is_queued(spec, files, tmp_p
     assert not list(tunings.folder.glob("*"))
 
 
+def test_what_a_process_that_died_had_only_unpacked_goes(spec, files, tmp_path):
+    folder = tmp_path / "tunings"
+
+    async def go():
+        url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+        async with at_work(url, files, folder=folder) as tunings:
+            taken = await tunings.create(spec)
+            await tunings.cancel(taken.id, None)
+        for name, age in (("dead", 7200), ("young", 60), (taken.id, 7200)):
+            (folder / name).mkdir(exist_ok=True)
+            os.utime(folder / name, (time.time() - age,) * 2)
+        async with at_work(url, files, folder=folder):
+            return taken.id
+
+    kept = asyncio.run(go())
+    assert {path.name for path in folder.iterdir()} == {"young", kept}
+
+
 def archive(path: Path, entries: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", method) as file:
         for name, data in entries.items():

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,8 @@ from studiolo.store.paths import home
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 UNDER_WAY = ("queued", "running", "cancelling")
 KIND = "tunings"
+STALE = 3600.0
+"""Seconds after which nobody is taking a tuning in any more."""
 PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
 _SHARING = {"OMP_WAIT_POLICY": "passive"}
@@ -168,7 +171,9 @@ class Tunings:
         queue.carry(KIND, self._run, devices)
 
     async def start(self) -> None:
-        """After the queue's: queues what a process that died had taken in, but not queued yet."""
+        """After the queue's: queues what a process that died had taken in, but not queued yet; what it had
+        only unpacked goes."""
+        await asyncio.to_thread(self._sweep)
         for identity in await asyncio.to_thread(self._under_way):
             await self._queue.put(KIND, identity)
 
@@ -272,6 +277,14 @@ class Tunings:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _sweep(self) -> None:
+        """Removes folders without a record; another process may be about to write that of a young one."""
+        with self._database.read() as connection:
+            known = set(connection.scalars(sa.select(TUNINGS.c.id)))
+        for folder in self.folder.glob("*"):
+            if folder.name not in known and time.time() - folder.stat().st_mtime > STALE:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _check_name(self, name: str) -> None:
         taken = sa.select(TUNINGS.c.id).where(TUNINGS.c.name == name, TUNINGS.c.state.in_(UNDER_WAY))
