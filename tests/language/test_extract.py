@@ -150,7 +150,7 @@ def test_smollm2_killed_and_gone_on_with(smollm2):
     assert again.returncode == 3
     told = [line for line in again.stderr.splitlines() if "no data" in line]
     assert len(told) == 1
-    assert told[0].startswith("long.txt: no data: the prompt is ")
+    assert told[0].startswith("long.txt: no data: the prompt has ")
     assert Path("out").read_text().startswith(there)
     found = lines(Path("out").read_text())
     assert [document for document, _ in found] == ["Oslo.txt", "Rome.txt", "Bern.txt"]
