@@ -10,7 +10,7 @@ import pytest
 from pulled import pulled
 
 # As `engines.native` has it, which comes too late where a test imports xllamacpp itself.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 
 @pytest.fixture(scope="session")

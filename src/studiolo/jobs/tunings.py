@@ -40,8 +40,8 @@ STALE = 3600.0
 """Seconds after which nobody is taking a tuning in any more."""
 PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
-_SHARING = {"OMP_WAIT_POLICY": "passive"}
-"""The cores are shared with the server: threads that wait for each other are to sleep, not to spin."""
+_SHARING = {"GOMP_SPINCOUNT": "300"}
+"""The cores are shared with the server: threads that wait for each other are to sleep soon."""
 _OURS = ("images", "masks", "name", "base", "class_noun")
 """Fields of a recipe that no client sets: paths on this machine, and what has a place of its own."""
 

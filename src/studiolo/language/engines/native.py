@@ -1,10 +1,11 @@
-"""Imports `xllamacpp` so that its threads sleep while they wait for each other.
+"""Imports `xllamacpp` so that its threads wait for each other a moment, and then sleep.
 
-llama.cpp's threads meet some hundred times a token. The library that they meet in (libgomp, OpenMP) lets them
-run on the spot for a while first, which is faster by little on a machine with nothing else to do; as soon as
-another program wants a core, all wait for a thread that does not get one, hundreds of times a token
-(docs/performance-language.md has the numbers). Whether they sleep is read from the environment once, when the
-library is loaded; so it has to be said before that, and is taken back afterwards.
+llama.cpp's threads meet some hundred times a token. The library that they meet in (libgomp, OpenMP) lets
+them run on the spot for long first: as soon as another program wants a core, all wait for a thread that does
+not get one, hundreds of times a token. Sleeping at once costs more than half of the speed where nothing else
+runs. A short while on the spot has nearly the best of both (docs/performance-language.md has the numbers). How
+long is read from the environment once, when the library is loaded; so it has to be said before that, and is
+taken back afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import threading
 from typing import Any
 
+SPINS = "300"
+"""Turns on the spot; libgomp's own number is 300,000."""
 _SAID_BY_USERS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """https://gcc.gnu.org/onlinedocs/libgomp/Environment-Variables.html"""
 
@@ -24,10 +27,10 @@ def xllamacpp() -> Any:
     with _lock:
         said = any(name in os.environ for name in _SAID_BY_USERS)
         if not said:
-            os.environ["OMP_WAIT_POLICY"] = "passive"
+            os.environ["GOMP_SPINCOUNT"] = SPINS
         try:
             import xllamacpp as package
         finally:
             if not said:
-                del os.environ["OMP_WAIT_POLICY"]
+                del os.environ["GOMP_SPINCOUNT"]
     return package
