@@ -1,11 +1,11 @@
 """Imports `xllamacpp` so that its threads wait for each other a moment, and then sleep.
 
 llama.cpp's threads meet some hundred times a token. The library that they meet in (libgomp, OpenMP) lets
-them run on the spot for long first: as soon as another program wants a core, all wait for a thread that does
-not get one, hundreds of times a token. Sleeping at once costs more than half of the speed where nothing else
-runs. A short while on the spot has nearly the best of both (docs/performance-language.md has the numbers). How
-long is read from the environment once, when the library is loaded; so it has to be said before that, and is
-taken back afterwards.
+them run on the spot for long first: as soon as another program wants a core, all wait for a thread that
+does not get one, hundreds of times a token. Sleeping at once costs more than half of the speed where nothing
+else runs. A short while on the spot has nearly the best of both (docs/performance-language.md has numbers).
+How long is read from the environment once, when the library is loaded; so it has to be said before that, and
+is taken back afterwards.
 """
 
 from __future__ import annotations
