@@ -38,7 +38,7 @@ def workshop(home: Path, engines: Mapping[str, Any], **settings: Any) -> Iterato
         studio.engines._open,
         lambda owner: studio.contexts_of(owner),
         metrics=studio.metrics,
-        draws=lambda engine, name: Drawing(engine, _subject(studio.artist, name)),
+        draws=lambda engine, name: Drawing(engine, _subject(studio.artist, studio.metrics, name)),
     )
     queue = Queue(studio.database, worker="test", poll=0.05)
     studio.batches = Batches(studio.database, queue, studio.room, price=shelf.price_of)
