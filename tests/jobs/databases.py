@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import sqlalchemy as sa
+
+_number = itertools.count()
 USERS = ("postgres", "nobody")
 """Whom the server is run as where the tests run as root, whom it refuses."""
 
@@ -61,3 +65,13 @@ def _run(command: list[str | None], user: pwd.struct_passwd | None, folder: Path
         if done.returncode:
             output.seek(0)
             raise NoServerError(output.read())
+
+
+def new_database(server: str) -> str:
+    """The URL of a new database on that server."""
+    name = f"test_{os.getpid()}_{next(_number)}"
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return sa.make_url(server).set(database=name).render_as_string(hide_password=False)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pulled import pulled
+from studiolo.language.engines.native import SPINS
 
 # As `engines.native` has it, which comes too late where a test imports xllamacpp itself.
-os.environ.setdefault("GOMP_SPINCOUNT", "300")
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 @pytest.fixture(scope="session")

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-import sqlalchemy as sa
 from serving import Serving, serving
 
-from jobs.databases import NoServerError, postgres
+from jobs.databases import NoServerError, new_database, postgres
 
 
 class Serve(Protocol):
     def __call__(self, *engines: Any, **settings: Any) -> Serving: ...
-
-
-_number = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +32,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'studiolo.sqlite'}"
-    server = sa.make_url(request.getfixturevalue("postgresql"))
-    name = f"test_{os.getpid()}_{next(_number)}"
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return server.set(database=name).render_as_string(hide_password=False)
+    return new_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture

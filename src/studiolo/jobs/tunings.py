@@ -28,6 +28,7 @@ from studiolo.jobs.photos import unpack
 from studiolo.jobs.queue import BULK, Queue
 from studiolo.jobs.runwatch import News, RunWatch
 from studiolo.language.conversation import Value
+from studiolo.language.engines.native import SPINS
 from studiolo.language.errors import InvalidRequestError
 from studiolo.models import registry
 from studiolo.store.database import Database, Moment, metadata
@@ -40,7 +41,7 @@ STALE = 3600.0
 """Seconds after which nobody is taking a tuning in any more."""
 PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
-_SHARING = {"GOMP_SPINCOUNT": "300"}
+_SHARING = {"GOMP_SPINCOUNT": SPINS}
 """The cores are shared with the server: threads that wait for each other are to sleep soon."""
 _OURS = ("images", "masks", "name", "base", "class_noun")
 """Fields of a recipe that no client sets: paths on this machine, and what has a place of its own."""
