@@ -31,7 +31,7 @@ def main() -> None:
         vae=components.vae,
         text_encoder=components.text_encoder,
         tokenizer=components.tokenizer,
-        unet=components.unet,
+        unet=components.denoiser,
         scheduler=make_scheduler(components.scheduler_config, settings),
         safety_checker=None,
         feature_extractor=None,

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     components = ImageModel.load(options.model).components
-    unet, length = components.unet, components.tokenizer.model_max_length
+    unet, length = components.denoiser, components.tokenizer.model_max_length
     noise = torch.randn(options.batch, *components.latent_shape(), device=components.device)
     text = torch.randn(options.batch, length, unet.config.cross_attention_dim, device=components.device)
     layers = [module for name, module in unet.named_modules() if name.endswith("attn2")]

@@ -282,7 +282,7 @@ def test_training_the_rest_keeps_the_cache(components, tmp_path, monkeypatch):
     encode_examples(components, [picture(1)], Transform(SIZE), tmp_path)
     other = components.copy()
     with torch.no_grad():
-        next(other.unet.parameters()).add_(1)
+        next(other.denoiser.parameters()).add_(1)
     batches = count_encodings(monkeypatch, other.vae)
     encode_examples(other, [picture(1)], Transform(SIZE), tmp_path)
     assert batches == []

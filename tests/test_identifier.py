@@ -26,9 +26,9 @@ def is_one_token(tokenizer, text: str, token_id: int) -> bool:
 
 def mean_state(components, prompt: str) -> torch.Tensor:
     """The text encoder's state at the end of `prompt` by way of the padded prompt of the pipeline."""
-    ids = tokenize(components, [prompt])[0].tolist()
+    ids = tokenize(components, [prompt])[0][0].tolist()
     with torch.no_grad():
-        return encode_prompts(components, [prompt])[0, ids.index(components.tokenizer.eos_token_id)]
+        return encode_prompts(components, [prompt]).tokens[0, ids.index(components.tokenizer.eos_token_id)]
 
 
 def test_found_token_is_one_token_and_no_part_of_the_class(components):
@@ -127,7 +127,7 @@ def test_an_added_token_starts_as_the_class_and_moves_no_other(components, noun)
     assert new.requires_grad
     prompt = "a photo of a cat"
     torch.testing.assert_close(
-        encode_prompts(components, [prompt]), encode_prompts(tiny_components(), [prompt])
+        encode_prompts(components, [prompt]).tokens, encode_prompts(tiny_components(), [prompt]).tokens
     )
 
 
@@ -138,7 +138,7 @@ def test_pooling_stays_at_the_end_of_the_prompt(components, legacy):
     if legacy:
         encoder.config.eos_token_id = encoder.eos_token_id = 2
     add_identifier(components, "rex", "fox")
-    ids = tokenize(components, ["a photo of a rex fox"])
+    (ids,) = tokenize(components, ["a photo of a rex fox"])
     end = ids[0].tolist().index(components.tokenizer.eos_token_id)
     assert ids.argmax() != end
     with torch.no_grad():
@@ -149,11 +149,11 @@ def test_pooling_stays_at_the_end_of_the_prompt(components, legacy):
 def test_an_added_token_survives_the_folder(components, tmp_path):
     choice = add_identifier(components, "rex", "fox")
     prompts = ["a photo of a rex fox", "a rex"]
-    expected = encode_prompts(components, prompts)
+    expected = encode_prompts(components, prompts).tokens
     path = save_components(components, tmp_path / "model")
 
     ours = load_components(path)
-    assert torch.equal(encode_prompts(ours, prompts), expected)
+    assert torch.equal(encode_prompts(ours, prompts).tokens, expected)
     assert take_identifier(ours, "rex", "fox").token_id == choice.token_id
     assert (
         CLIPTextModel.from_pretrained(path / "text_encoder").config.eos_token_id

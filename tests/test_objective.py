@@ -66,7 +66,7 @@ def test_min_snr_weighs_the_clean_loss(batch, prediction_type):
     target = prediction_target(schedule, latents, noise, t)
     prediction = target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(4))
     noisy = add_noise(schedule, latents, noise, t)
-    abar = schedule.alphas_cumprod[t]
+    abar = schedule.alphas[t] ** 2
     clean_loss = (clean_estimate(schedule, noisy, prediction, t) - latents).square().flatten(1).mean(1)
     weighted = per_sample_loss(prediction, target, snr_weights(schedule, t, gamma))
     torch.testing.assert_close(
@@ -83,17 +83,17 @@ def test_min_snr_in_numbers():
         ("v_prediction", [1 / 5, 0.25 / 1.25]),
         ("sample", [1.0, 0.25]),
     ]:
-        weights = snr_weights(NoiseSchedule(abar, prediction_type), t, 1.0)
+        weights = snr_weights(NoiseSchedule.diffusion(abar, prediction_type), t, 1.0)
         torch.testing.assert_close(weights, torch.tensor(expected))
 
 
 def test_min_snr_at_zero_terminal_snr_is_finite():
-    schedule = NoiseSchedule(torch.tensor([0.5, 0.0]), "epsilon")
+    schedule = NoiseSchedule.diffusion(torch.tensor([0.5, 0.0]), "epsilon")
     assert snr_weights(schedule, torch.tensor([1]), 5.0).tolist() == [1.0]
 
 
 def test_unknown_prediction_type():
-    schedule = NoiseSchedule(torch.tensor([0.5]), "flow")
+    schedule = NoiseSchedule.diffusion(torch.tensor([0.5]), "score")
     x, t = torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long)
     for call in (
         lambda: prediction_target(schedule, x, x, t),
@@ -145,4 +145,4 @@ def test_the_schedule_can_be_trained_on_after_drawing():
     latents = torch.ones(1, 4, 2, 2, requires_grad=True)
     noisy = add_noise(schedule, latents, torch.zeros_like(latents), torch.tensor([500]))
     noisy.sum().backward()
-    torch.testing.assert_close(latents.grad.mean(), schedule.alphas_cumprod[500].sqrt())
+    torch.testing.assert_close(latents.grad.mean(), schedule.alphas[500])

@@ -85,8 +85,8 @@ def test_the_loss_of_a_step_is_that_of_diffusers_formulas(prediction_type):
         if prediction_type == "epsilon"
         else scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
     )
-    text = encode_prompts(components, [PROMPTS[i] for i in batch.prompts])
-    error = (components.unet(noisy, batch.timesteps, text).sample - target) ** 2
+    text = encode_prompts(components, [PROMPTS[i] for i in batch.prompts]).tokens
+    error = (components.denoiser(noisy, batch.timesteps, text).sample - target) ** 2
     instance, prior = error[:3].mean(), error[3:].mean()
     assert losses["loss_instance"].item() == pytest.approx(instance.item(), rel=1e-5)
     assert losses["loss_prior"].item() == pytest.approx(prior.item(), rel=1e-5)
@@ -111,11 +111,11 @@ def test_a_mask_leaves_its_black_part_out_of_the_loss():
     batch = make_batches(Recipe(batch_size=1, prior_weight=0))[0]
     batch.masks = torch.zeros(1, 1, 8, 8)
     batch.masks[..., :4] = 1
-    prediction = module.unet(
+    prediction = module.denoiser(
         module.schedule.alpha_sigma(batch.timesteps, 4)[0] * batch.latents
         + module.schedule.alpha_sigma(batch.timesteps, 4)[1] * batch.noise,
         batch.timesteps,
-        module._text(batch.prompts),
+        module._text(batch.prompts).tokens,
     ).sample
     left = ((prediction - batch.noise) ** 2)[..., :4].mean()
     assert module.training_step(batch, 0)["loss"].item() == pytest.approx(left.item(), rel=1e-5)
@@ -124,11 +124,14 @@ def test_a_mask_leaves_its_black_part_out_of_the_loss():
 @pytest.mark.parametrize(
     ("choice", "moved"),
     [
-        ({}, {"unet", "text_encoder"}),
-        ({"train_text_encoder": False}, {"unet"}),
-        ({"train_unet": False}, {"text_encoder"}),
-        ({"train_unet": False, "train_text_encoder": False, "train_token_embedding": True}, {"text_encoder"}),
-        ({"train_text_encoder": False, "train_token_embedding": True}, {"unet", "text_encoder"}),
+        ({}, {"denoiser", "text_encoders"}),
+        ({"train_text_encoder": False}, {"denoiser"}),
+        ({"train_unet": False}, {"text_encoders"}),
+        (
+            {"train_unet": False, "train_text_encoder": False, "train_token_embedding": True},
+            {"text_encoders"},
+        ),
+        ({"train_text_encoder": False, "train_token_embedding": True}, {"denoiser", "text_encoders"}),
     ],
 )
 def test_frozen_parts_stay_bit_identical(choice, moved):
@@ -138,8 +141,8 @@ def test_frozen_parts_stay_bit_identical(choice, moved):
     fit(module)
     after = state(module)
     assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == moved
-    assert module.unet.training == recipe.train_unet
-    assert module.text_encoder.training == recipe.train_text_encoder
+    assert module.denoiser.training == recipe.train_unet
+    assert module.text_encoders.training == recipe.train_text_encoder
 
 
 def test_token_training_moves_the_identifiers_row_and_nothing_else():
@@ -160,11 +163,11 @@ def test_the_text_encoder_stands_still_from_its_stop_step():
     settings = {"batch_size": 1, "lr_schedule": "constant", "warmup_steps": 0}
     stopped = fit(make_module(Recipe(steps=4, text_encoder_stop_step=2, **settings)))
     short = fit(make_module(Recipe(steps=2, **settings)))
-    for one, two in zip(stopped.text_encoder.parameters(), short.text_encoder.parameters(), strict=True):
+    for one, two in zip(stopped.text_encoders.parameters(), short.text_encoders.parameters(), strict=True):
         assert torch.equal(one, two)
     assert any(
         not torch.equal(one, two)
-        for one, two in zip(stopped.unet.parameters(), short.unet.parameters(), strict=True)
+        for one, two in zip(stopped.denoiser.parameters(), short.denoiser.parameters(), strict=True)
     )
 
 

@@ -54,7 +54,7 @@ def pipeline_latents(components, settings, negatives):
         vae=components.vae,
         text_encoder=components.text_encoder,
         tokenizer=components.tokenizer,
-        unet=components.unet,
+        unet=components.denoiser,
         scheduler=REFERENCE[settings.sampler](components.scheduler_config),
         safety_checker=None,
         feature_extractor=None,
@@ -115,9 +115,9 @@ def test_pictures_are_those_of_the_pipeline(components):
 
 def test_one_unet_call_a_step_on_the_doubled_batch(components, monkeypatch):
     rows = []
-    forward = components.unet.forward
+    forward = components.denoiser.forward
     monkeypatch.setattr(
-        components.unet,
+        components.denoiser,
         "forward",
         lambda sample, *a, **k: rows.append(len(sample)) or forward(sample, *a, **k),
     )
@@ -137,7 +137,7 @@ def test_guidance_in_one_call_is_two_separate_calls(components):
     t = scheduler.timesteps[0]
     with torch.no_grad():
         cond, uncond = (
-            components.unet(noise, t, encode_prompts(components, prompts)).sample
+            components.denoiser(noise, t, encode_prompts(components, prompts).tokens).sample
             for prompts in (PROMPTS, NEGATIVES)
         )
     expected = scheduler.step(uncond + 3.5 * (cond - uncond), t, noise).prev_sample
@@ -181,7 +181,7 @@ def test_steps_report_their_batch_and_the_clean_estimate(components, sampler):
 
 def test_the_last_clean_estimate_of_ddim_is_the_result(components):
     seen = []
-    embeds = encode_prompts(components, PROMPTS).detach()
+    embeds = encode_prompts(components, PROMPTS).map(torch.Tensor.detach)
     noise = initial_noise(components.latent_shape(), SEEDS)
     config = components.scheduler_config | {"set_alpha_to_one": True}
     components = replace(components, scheduler_config=config)

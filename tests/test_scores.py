@@ -307,7 +307,7 @@ def test_a_checkpoint_of_the_last_step_is_the_exported_model(table, taught, tmp_
     model = ImageModel.load(run)
     fingerprint = model.components.fingerprint()
     base = ImageModel.load(taught["base"])
-    model.components.unet.load_state_dict(base.components.unet.state_dict())
+    model.components.denoiser.load_state_dict(base.components.denoiser.state_dict())
     assert model.components.fingerprint() != fingerprint
     assert table._at(model, run, 6).fingerprint() == fingerprint
 

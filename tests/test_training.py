@@ -226,7 +226,7 @@ def test_checkpoints_hold_what_is_trained_and_run_no_code(given, tmp_path):
     (file,) = (tmp_path / "run" / "checkpoints").iterdir()
     state = torch.load(file, weights_only=True)["state_dict"]
     assert state
-    assert all(name.startswith("unet.") for name in state)
+    assert all(name.startswith("denoiser.") for name in state)
 
 
 def test_old_checkpoints_go(given, tmp_path):

@@ -73,10 +73,10 @@ def tiny_components(seed: int = 0, prediction_type: str = "epsilon", image_size:
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer()
         return Components(
-            tokenizer=tokenizer,
-            text_encoder=_tiny_text_encoder(tokenizer).eval(),
+            tokenizers=(tokenizer,),
+            text_encoders=(_tiny_text_encoder(tokenizer).eval(),),
             vae=_tiny_vae().eval(),
-            unet=_tiny_unet(image_size // 4).eval(),
+            denoiser=_tiny_unet(image_size // 4).eval(),
             scheduler_config={
                 "_class_name": "DDIMScheduler",
                 "num_train_timesteps": 1000,

@@ -114,7 +114,7 @@ class Build:
         unet = new_unet(self.recipe.unet, text_encoder.config.hidden_size)
         if self.recipe.start:
             unet.load_state_dict(UNet2DConditionModel.from_pretrained(self.recipe.start).state_dict())
-        components = Components(tokenizer, text_encoder, self.autoencoder(), unet, dict(SCHEDULER))
+        components = Components((tokenizer,), (text_encoder,), self.autoencoder(), unet, dict(SCHEDULER))
         finished = train_unet(
             components,
             self.scenes(),

@@ -99,7 +99,7 @@ class UnetPart(Part):
         self, components: Components, latents: Tensor, captions: list[str], recipe: UnetRecipe
     ) -> None:
         super().__init__(recipe.learning_rate, recipe.steps, recipe.seed)
-        self.unet, self.text_encoder = components.unet, components.text_encoder.requires_grad_(False)
+        self.unet, self.text_encoder = components.denoiser, components.text_encoder.requires_grad_(False)
         self.schedule, self.latents, self.recipe = components.schedule, latents, recipe
         self.ids = tokenize(components.tokenizer, captions)
         self.empty = tokenize(components.tokenizer, [""])[0]

@@ -1,4 +1,4 @@
-"""One Stable-Diffusion-family model: tokenizer, text encoder, VAE, U-Net and its noise schedule."""
+"""One latent diffusion model: tokenizers, text encoders, VAE, denoiser and its noise schedule."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDIMScheduler
 
+from studiolo.diffusion.conditioning import Conditioning
+from studiolo.diffusion.families import STABLE_DIFFUSION, Family
 from studiolo.errors import StudioloError
 
 # Keys that say who wrote a config, not what it computes; names with a leading underscore are such too.
@@ -21,51 +22,79 @@ _BOOKKEEPING = {"transformers_version", "torch_dtype", "dtype", "architectures"}
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The forward process q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et al. 2020, eq. 4).
+    """The forward process x_t = alpha_t x_0 + sigma_t eps at T noise levels, t in [0, T).
 
-    `alphas_cumprod` is abar, float32 [T], falling from about 1; `prediction_type` says what the
-    U-Net predicts: "epsilon", "v_prediction" or "sample".
+    `alphas` and `sigmas` are float32 [T], `times` [T] what the denoiser is told at each level (t itself, or
+    1000 sigma for flow models); `prediction_type` says what it predicts: "epsilon", "v_prediction", "sample"
+    or "flow" (eps - x_0; Lipman et al. 2023, Esser et al. 2024).
     """
 
-    alphas_cumprod: torch.Tensor
+    alphas: torch.Tensor
+    sigmas: torch.Tensor
+    times: torch.Tensor
     prediction_type: str
+
+    @classmethod
+    def diffusion(cls, alphas_cumprod: torch.Tensor, prediction_type: str) -> NoiseSchedule:
+        """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et al. 2020, eq. 4); abar float32 [T]."""
+        times = torch.arange(len(alphas_cumprod))
+        return cls(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), times, prediction_type)
 
     @property
     def num_steps(self) -> int:
         """T, the number of noise levels; timesteps run over [0, T)."""
-        return len(self.alphas_cumprod)
+        return len(self.alphas)
 
     def alpha_sigma(self, timesteps: torch.Tensor, ndim: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t) of `timesteps` [B], each [B, 1, ...] with `ndim` dimensions."""
-        abar = self.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, *[1] * (ndim - 1))
-        return abar.sqrt(), (1 - abar).sqrt()
+        """alpha and sigma of `timesteps` [B], each [B, 1, ...] with `ndim` dimensions."""
+        shape = (-1, *[1] * (ndim - 1))
+        alpha, sigma = (table.to(timesteps.device)[timesteps] for table in (self.alphas, self.sigmas))
+        return alpha.view(shape), sigma.view(shape)
 
 
 @dataclass
 class Components:
     """The parts of a latent diffusion model (Rombach et al. 2022), as diffusers and transformers define them.
 
-    `scheduler_config` is the content of `scheduler/scheduler_config.json`: the betas and the prediction type
-    belong to the trained model, while the sampler that walks them is chosen at each generation.
+    `tokenizers` and `text_encoders` belong together one by one. `scheduler_config` is the content of
+    `scheduler/scheduler_config.json`: the betas and the prediction type belong to the trained model, while
+    the sampler that walks them is chosen at each generation.
     """
 
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
+    tokenizers: tuple[Any, ...]
+    text_encoders: tuple[Any, ...]
     vae: AutoencoderKL
-    unet: UNet2DConditionModel
+    denoiser: Any
     scheduler_config: dict[str, Any] = field(default_factory=dict)
+    family: Family = STABLE_DIFFUSION
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule that `scheduler_config` describes."""
         with torch.inference_mode(False):  # kept for training too, wherever it is first asked for
             scheduler = DDIMScheduler.from_config(self.scheduler_config)
-        return NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+        return NoiseSchedule.diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The first tokenizer."""
+        return self.tokenizers[0]
+
+    @property
+    def text_encoder(self) -> Any:
+        """The first text encoder."""
+        return self.text_encoders[0]
 
     @property
     def modules(self) -> dict[str, Any]:
-        """The three networks by name: text_encoder, vae, unet."""
-        return {"text_encoder": self.text_encoder, "vae": self.vae, "unet": self.unet}
+        """The networks by the names of their folders: text_encoder (text_encoder_2, ...), vae, unet."""
+        names = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(self.text_encoders) + 1))]
+        encoders = dict(zip(names, self.text_encoders, strict=True))
+        return encoders | {"vae": self.vae, self.family.denoiser: self.denoiser}
+
+    def predict(self, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The denoiser's prediction [B, C, h, w]; see `Family.predict`."""
+        return self.family.predict(self.denoiser, noisy, times, conditioning)
 
     @property
     def vae_factor(self) -> int:
@@ -75,15 +104,15 @@ class Components:
     @property
     def image_size(self) -> int:
         """The side, in pixels, of the square images that the U-Net was trained on."""
-        return self.unet.config.sample_size * self.vae_factor
+        return self.denoiser.config.sample_size * self.vae_factor
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        return self.denoiser.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        return self.denoiser.dtype
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of `height` x `width` pixels (default: `image_size`).
@@ -98,10 +127,10 @@ class Components:
                     f"{name} {side} is not a positive multiple of {self.vae_factor} pixels",
                     remedy=f"Use {nearest}.",
                 )
-        return self.unet.config.in_channels, sides[0] // self.vae_factor, sides[1] // self.vae_factor
+        return self.denoiser.config.in_channels, sides[0] // self.vae_factor, sides[1] // self.vae_factor
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Components:
-        """Moves and casts the three networks in place; returns itself."""
+        """Moves and casts the networks in place; returns itself."""
         chosen: dict[str, Any] = {
             name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None
         }
@@ -113,11 +142,12 @@ class Components:
     def copy(self) -> Components:
         """A deep copy: training it leaves the original untouched."""
         return Components(
-            tokenizer=copy.deepcopy(self.tokenizer),
-            text_encoder=copy.deepcopy(self.text_encoder),
+            tokenizers=copy.deepcopy(self.tokenizers),
+            text_encoders=copy.deepcopy(self.text_encoders),
             vae=copy.deepcopy(self.vae),
-            unet=copy.deepcopy(self.unet),
+            denoiser=copy.deepcopy(self.denoiser),
             scheduler_config=copy.deepcopy(self.scheduler_config),
+            family=self.family,
         )
 
     def fingerprint(self) -> str:
@@ -136,17 +166,19 @@ class Components:
         return digest.hexdigest()
 
     def _configs(self) -> dict[str, Any]:
+        configs = {name: module.config for name, module in self.modules.items()}
         configs = {
-            "text_encoder": self.text_encoder.config.to_dict(),
-            "vae": dict(self.vae.config),
-            "unet": dict(self.unet.config),
-            "scheduler": dict(DDIMScheduler.from_config(self.scheduler_config).config),  # defaults filled in
+            name: config.to_dict() if hasattr(config, "to_dict") else dict(config)
+            for name, config in configs.items()
         }
+        # Defaults filled in.
+        configs["scheduler"] = dict(DDIMScheduler.from_config(self.scheduler_config).config)
         kept = {
             part: {k: v for k, v in config.items() if k not in _BOOKKEEPING and not k.startswith("_")}
             for part, config in configs.items()
         }
-        return kept | {
-            "vocabulary": self.tokenizer.get_vocab(),
-            "max_length": self.tokenizer.model_max_length,
-        }
+        vocabularies = [tokenizer.get_vocab() for tokenizer in self.tokenizers]
+        lengths = [tokenizer.model_max_length for tokenizer in self.tokenizers]
+        if len(self.tokenizers) == 1:  # as fingerprints were before there were models with more
+            return kept | {"vocabulary": vocabularies[0], "max_length": lengths[0]}
+        return kept | {"vocabularies": vocabularies, "max_lengths": lengths}

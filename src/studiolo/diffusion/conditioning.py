@@ -1,36 +1,92 @@
-"""Prompts to embeddings, exactly as the reference pipeline makes them: padded, cut, and without a mask."""
+"""Prompts to what the denoiser is told, exactly as the reference pipelines make it: padded, cut, no mask."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from studiolo.diffusion.components import Components
+if TYPE_CHECKING:
+    from studiolo.diffusion.components import Components
 
 
-def tokenize(components: Components, prompts: Sequence[str]) -> torch.Tensor:
-    """Token ids, int64 [B, L] on the CPU with L = `tokenizer.model_max_length`; longer prompts are cut."""
-    return components.tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=components.tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
+@dataclass(frozen=True)
+class Conditioning:
+    """What the denoiser is told of each of B pictures, beside the noisy latents and the time.
+
+    `tokens` [B, L, D] is read by cross-attention (SD3: joined with the picture's own). `pooled` [B, P] is one
+    vector a prompt (SDXL, SD3, FLUX). `sizes` [B, 6] are SDXL's (height, width, top, left, height, width) of
+    the original, of the crop's corner and of the picture (Podell et al. 2023, section 2.2), in pixels.
+    """
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: torch.Tensor | slice | list[int]) -> Conditioning:
+        """Those rows, in that order."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
+
+    def sized(self, sizes: torch.Tensor | None) -> Conditioning:
+        """The same with `sizes` [B, 6], or [6] for all alike."""
+        if sizes is not None:
+            sizes = sizes.to(self.tokens).expand(len(self), -1)
+        return replace(self, sizes=sizes)
+
+    @staticmethod
+    def joined(parts: Sequence[Conditioning]) -> Conditioning:
+        """All rows of `parts` in order; the parts come from one model."""
+        return Conditioning(
+            torch.cat([part.tokens for part in parts]),
+            _joined([part.pooled for part in parts]),
+            _joined([part.sizes for part in parts]),
+        )
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
+        """`change` of each tensor that is there."""
+        pooled, sizes = (None if t is None else change(t) for t in (self.pooled, self.sizes))
+        return Conditioning(change(self.tokens), pooled, sizes)
+
+
+def _joined(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(there) if there else None
+
+
+def tokenize(components: Components, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    """Token ids for each text encoder, int64 [B, L] on the CPU, L its tokenizer's `model_max_length`; longer
+    prompts are cut."""
+    return tuple(
+        tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        for tokenizer in components.tokenizers
+    )
 
 
 def lost_text(components: Components, prompt: str) -> str:
-    """The end of `prompt` that does not fit into the text encoder, "" when all of it does."""
+    """The end of `prompt` that does not fit into the (first) text encoder, "" when all of it does."""
     tokenizer = components.tokenizer
     ids = tokenizer(prompt).input_ids
     return tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
 
 
-def encode_prompts(components: Components, prompts: Sequence[str]) -> torch.Tensor:
-    """The text encoder's last hidden states [B, L, D], normalised, on its device and in its dtype.
+def encode_prompts(components: Components, prompts: Sequence[str]) -> Conditioning:
+    """What the text encoders say of each prompt, on their device and in their dtype; `sizes` is not set.
 
     Differentiable: the same function serves training and drawing.
     """
-    text_encoder = components.text_encoder
-    return text_encoder(tokenize(components, prompts).to(text_encoder.device)).last_hidden_state
+    ids = [ids.to(components.text_encoder.device) for ids in tokenize(components, prompts)]
+    return components.family.encode(components.text_encoders, ids)

@@ -1,7 +1,7 @@
 """The training objective: noising, what the U-Net should say, how much each noise level counts, the prior.
 
-Notation: x0 clean latents, eps unit Gaussian noise, t a timestep, alpha = sqrt(abar_t),
-sigma = sqrt(1 - abar_t), snr = alpha^2 / sigma^2. Latents and noise are [B, C, h, w], timesteps int64 [B].
+Notation: x0 clean latents, eps unit Gaussian noise, t a timestep, alpha and sigma the
+schedule's, snr = alpha^2 / sigma^2. Latents and noise are [B, C, h, w], timesteps int64 [B].
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def add_noise(
 def prediction_target(
     schedule: NoiseSchedule, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the U-Net should predict: eps, v = alpha eps - sigma x0 (Salimans & Ho 2022, app. D), or x0."""
+    """What the U-Net should predict: eps, v = alpha eps - sigma x0 (Salimans & Ho 2022, app. D), x0, or
+    the flow eps - x0 (Esser et al. 2024, eq. 2)."""
     if schedule.prediction_type == "epsilon":
         return noise
     if schedule.prediction_type == "sample":
@@ -31,6 +32,8 @@ def prediction_target(
     if schedule.prediction_type == "v_prediction":
         alpha, sigma = schedule.alpha_sigma(timesteps, latents.ndim)
         return (alpha * noise - sigma * latents).to(latents.dtype)
+    if schedule.prediction_type == "flow":
+        return noise - latents
     raise _unknown(schedule)
 
 
@@ -45,6 +48,8 @@ def clean_estimate(
         return prediction
     if schedule.prediction_type == "v_prediction":
         return (alpha * noisy - sigma * prediction).to(noisy.dtype)
+    if schedule.prediction_type == "flow":  # alpha = 1 - sigma
+        return (noisy - sigma * prediction).to(noisy.dtype)
     raise _unknown(schedule)
 
 
@@ -52,7 +57,8 @@ def snr_weights(schedule: NoiseSchedule, timesteps: torch.Tensor, gamma: float) 
     """Min-SNR loss weights, float32 [B]: min(snr, gamma) of the x0 loss (Hang et al. 2023, eq. 8 and 9).
 
     Told as a weight of the loss at hand: min(snr, gamma) / snr for epsilon, min(snr, gamma) / (snr + 1)
-    for v, min(snr, gamma) for x0. At zero terminal snr the epsilon weight is its limit, 1.
+    for v, min(snr, gamma) for x0, min(snr, gamma) sigma^2 for the flow. At zero terminal snr the epsilon
+    weight is its limit, 1.
     """
     alpha, sigma = schedule.alpha_sigma(timesteps)
     snr = (alpha / sigma) ** 2
@@ -62,6 +68,8 @@ def snr_weights(schedule: NoiseSchedule, timesteps: torch.Tensor, gamma: float) 
         return snr.clamp(max=gamma) / (snr + 1)
     if schedule.prediction_type == "sample":
         return snr.clamp(max=gamma)
+    if schedule.prediction_type == "flow":
+        return snr.clamp(max=gamma) * sigma**2
     raise _unknown(schedule)
 
 
@@ -102,5 +110,5 @@ def _unknown(schedule: NoiseSchedule) -> StudioloError:
     return StudioloError(
         f"unknown prediction type {schedule.prediction_type!r}",
         where="scheduler_config.json: prediction_type",
-        remedy="Use epsilon, v_prediction or sample.",
+        remedy="Use epsilon, v_prediction, sample or flow.",
     )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.conditioning import encode_prompts
+from studiolo.diffusion.conditioning import Conditioning, encode_prompts
 from studiolo.diffusion.noise import draw_noise, generators
 from studiolo.diffusion.objective import clean_estimate
 from studiolo.diffusion.samplers import SamplerSettings, make_scheduler, step_options
@@ -19,7 +19,7 @@ from studiolo.errors import StudioloError
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step just done: `number` (from 1) of `total` U-Net calls for the pictures of one batch.
+    """One denoising step just done: call `number` (from 1) of `total` of the denoiser, for one batch.
 
     `clean` [B, C, h, w] is the model's present estimate of their final latents; `decode_latents` shows it.
     """
@@ -36,25 +36,25 @@ OnStep = Callable[[Step], None]
 @torch.no_grad()
 def sample_latents(
     components: Components,
-    embeds: torch.Tensor,
-    negative_embeds: torch.Tensor | None,
+    positive: Conditioning,
+    negative: Conditioning | None,
     noise: torch.Tensor,
     settings: SamplerSettings,
     sources: list[torch.Generator] | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """Denoises unit Gaussian `noise` [B, C, h, w] under `embeds` [B, L, D]; returns scaled latents.
+    """Denoises unit Gaussian `noise` [B, C, h, w] under the `positive` conditioning; returns scaled latents.
 
-    With guidance w > 1 each step is one U-Net call on the doubled batch, and the prediction is
+    With guidance w > 1 each step is one call of the denoiser on the doubled batch, and the prediction is
     uncond + w (cond - uncond) (Ho & Salimans 2021; Saharia et al. 2022, eq. 2); else one call on the batch
     itself. `sources` are the generators of the noise that stochastic samplers add, one per picture, so that
     a picture does not depend on its neighbours; without them that noise comes from the global generator.
     """
     scheduler = make_scheduler(components.scheduler_config, settings)
     options = step_options(scheduler, settings, sources)
-    context = (
-        torch.cat([negative_embeds, embeds]) if settings.guided and negative_embeds is not None else embeds
-    )
+    context = positive
+    if settings.guided and negative is not None:
+        context = Conditioning.joined([negative, positive])
     latents = noise.to(components.device, components.dtype) * scheduler.init_noise_sigma
     for number, t in enumerate(scheduler.timesteps, start=1):
         noisy = scheduler.scale_model_input(latents, t)
@@ -68,12 +68,12 @@ def sample_latents(
 
 
 def _predict(
-    components: Components, noisy: torch.Tensor, t: torch.Tensor, context: torch.Tensor, guidance_scale: float
+    components: Components, noisy: torch.Tensor, t: torch.Tensor, context: Conditioning, guidance_scale: float
 ) -> torch.Tensor:
-    """The U-Net's prediction at timestep t, guided when `context` holds negative and positive embeddings."""
+    """The denoiser's prediction at timestep t, guided when `context` holds negative and positive rows."""
     if len(context) == len(noisy):
-        return components.unet(noisy, t, encoder_hidden_states=context).sample
-    both = components.unet(torch.cat([noisy, noisy]), t, encoder_hidden_states=context).sample
+        return components.predict(noisy, t, context)
+    both = components.predict(torch.cat([noisy, noisy]), t, context)
     unconditional, conditional = both.chunk(2)
     return unconditional + guidance_scale * (conditional - unconditional)
 
@@ -110,14 +110,15 @@ def generate(
     if batch_size < 1:
         raise StudioloError(f"a batch of {batch_size} pictures", where="batch_size", remedy="Use 1 or more.")
     shape = components.latent_shape(height, width)
+    sizes = components.family.sizes(*(side * components.vae_factor for side in shape[1:]))
     images: list[Image.Image] = []
     for start in range(0, len(prompts), batch_size):
         batch = range(start, min(start + batch_size, len(prompts)))
         sources = generators([seeds[i] for i in batch])
         latents = sample_latents(
             components,
-            _embed(components, [prompts[i] for i in batch]),
-            _embed(components, [negatives[i] for i in batch]) if settings.guided else None,
+            _embed(components, [prompts[i] for i in batch]).sized(sizes),
+            _embed(components, [negatives[i] for i in batch]).sized(sizes) if settings.guided else None,
             draw_noise(shape, sources),
             settings,
             sources,
@@ -131,7 +132,7 @@ def generate(
 
 
 @torch.no_grad()
-def _embed(components: Components, prompts: list[str]) -> torch.Tensor:
+def _embed(components: Components, prompts: list[str]) -> Conditioning:
     """`encode_prompts`, with each different prompt encoded once."""
     unique = list(dict.fromkeys(prompts))
     return encode_prompts(components, unique)[[unique.index(prompt) for prompt in prompts]]

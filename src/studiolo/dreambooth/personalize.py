@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.conditioning import tokenize
+from studiolo.diffusion.conditioning import Conditioning, tokenize
 from studiolo.diffusion.objective import (
     add_noise,
     dreambooth_loss,
@@ -47,24 +47,25 @@ class Personalization(pl.LightningModule):
         super().__init__()
         self.recipe = recipe
         self.schedule = components.schedule
-        self.unet = components.unet
-        self.text_encoder = components.text_encoder
+        self.family = components.family
+        self.denoiser: torch.nn.Module = components.denoiser
+        self.text_encoders = torch.nn.ModuleList(components.text_encoders)
         self._batches = batches
         self.grad_norm = torch.zeros(())
         """Of the last optimizer step, before clipping."""
-        self.prompt_ids: torch.Tensor
-        self.register_buffer("prompt_ids", tokenize(components, prompts), persistent=False)
-        self.prompt_embeddings: torch.Tensor | None
-        self.register_buffer("prompt_embeddings", None, persistent=False)
+        self._prompt_ids: Sequence[torch.Tensor] = tokenize(components, prompts)
+        self._conditioning: Conditioning | None = None
+        """Of the whole table of prompts, where no text encoder is trained."""
         self.strict_loading = False  # checkpoints hold what is trained
         self._choose_trained(token_id)
 
     def _choose_trained(self, token_id: int) -> None:
         recipe = self.recipe
-        self.unet.train(recipe.train_unet).requires_grad_(recipe.train_unet)
-        self.text_encoder.train(recipe.train_text_encoder).requires_grad_(recipe.train_text_encoder)
+        self.denoiser.train(recipe.train_unet).requires_grad_(recipe.train_unet)
+        self.text_encoders.train(recipe.train_text_encoder).requires_grad_(recipe.train_text_encoder)
         if recipe.train_token_embedding:
-            table = self.text_encoder.get_input_embeddings().weight.requires_grad_(True)
+            encoder: Any = self.text_encoders[0]
+            table = encoder.get_input_embeddings().weight.requires_grad_(True)
             row = torch.zeros(len(table), 1)
             row[token_id] = 1
             # A row without gradient has zero Adam moments; with no weight decay (below) it never moves.
@@ -76,9 +77,10 @@ class Personalization(pl.LightningModule):
         return self.recipe.train_text_encoder or self.recipe.train_token_embedding
 
     def on_fit_start(self) -> None:
+        self._prompt_ids = tuple(ids.to(self.device) for ids in self._prompt_ids)
         if not self.text_is_trained:
             with torch.no_grad():
-                self.prompt_embeddings = self.text_encoder(self.prompt_ids).last_hidden_state
+                self._conditioning = self.family.encode(self.text_encoders, self._prompt_ids)
 
     def train_dataloader(self) -> Batches:
         trainer = self.trainer
@@ -86,10 +88,11 @@ class Personalization(pl.LightningModule):
         return self._batches(start, trainer.global_rank, trainer.world_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
-        """The loss of one micro-batch, both halves in one call of the U-Net, and each half's own loss."""
+        """The loss of one micro-batch, both halves in one call of the denoiser, and each half's own loss."""
         noisy = add_noise(self.schedule, batch.latents, batch.noise, batch.timesteps)
         target = prediction_target(self.schedule, batch.latents, batch.noise, batch.timesteps)
-        prediction = self.unet(noisy, batch.timesteps, self._text(batch.prompts)).sample
+        times = self.schedule.times.to(batch.timesteps.device)[batch.timesteps]
+        prediction = self.family.predict(self.denoiser, noisy, times, self._text(batch.prompts))
         count = batch.instances
         gamma = self.recipe.snr_gamma
         weights = None if gamma is None else snr_weights(self.schedule, batch.timesteps[:count], gamma)
@@ -98,23 +101,23 @@ class Personalization(pl.LightningModule):
         loss, loss_instance, loss_prior = dreambooth_loss(instance, prior, self.recipe.prior_weight)
         return {"loss": loss, "loss_instance": loss_instance.detach(), "loss_prior": loss_prior.detach()}
 
-    def _text(self, prompts: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B, L, D] of rows `prompts` of the table, each different prompt encoded once."""
-        if self.prompt_embeddings is not None:
-            return self.prompt_embeddings[prompts]
+    def _text(self, prompts: torch.Tensor) -> Conditioning:
+        """The conditioning of rows `prompts` of the table, each different prompt encoded once."""
+        if self._conditioning is not None:
+            return self._conditioning[prompts]
         used, place = prompts.unique(return_inverse=True)
         with torch.set_grad_enabled(self.recipe.text_trains_at(self.global_step)):
-            return self.text_encoder(self.prompt_ids[used]).last_hidden_state[place]
+            return self.family.encode(self.text_encoders, [ids[used] for ids in self._prompt_ids])[place]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
         groups = []
         if recipe.train_unet:
             groups.append(
-                {"params": list(self.unet.parameters()), "lr": recipe.learning_rate, "name": "unet"}
+                {"params": list(self.denoiser.parameters()), "lr": recipe.learning_rate, "name": "unet"}
             )
         if self.text_is_trained:
-            params = [p for p in self.text_encoder.parameters() if p.requires_grad]
+            params = [p for p in self.text_encoders.parameters() if p.requires_grad]
             decay = 0.0 if recipe.train_token_embedding else recipe.weight_decay
             groups.append(
                 {"params": params, "lr": recipe.text_learning_rate, "weight_decay": decay, "name": "text"}

@@ -137,7 +137,7 @@ def _prepare(recipe: Recipe, run: Run, display: Display) -> Teaching:
     check_trackers(recipe)
     base = resolve(recipe.base)
     components = load_components(base.path)
-    check_rate(recipe, components.unet.num_parameters())
+    check_rate(recipe, components.denoiser.num_parameters())
     size = recipe.resolution or components.image_size
     components.latent_shape(size, size)  # raises for a size that the model cannot have
     subject = load_subject(

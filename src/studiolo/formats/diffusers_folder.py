@@ -71,10 +71,10 @@ def save_components(components: Components, path: str | Path, dtype: torch.dtype
 
 def _read_parts(path: Path, dtype: torch.dtype) -> Components:
     return Components(
-        tokenizer=CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),
-        text_encoder=_read_network(CLIPTextModel, path / "text_encoder", dtype),
+        tokenizers=(CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True),),
+        text_encoders=(_read_network(CLIPTextModel, path / "text_encoder", dtype),),
         vae=_read_network(AutoencoderKL, path / "vae", dtype),
-        unet=_read_network(UNet2DConditionModel, path / "unet", dtype),
+        denoiser=_read_network(UNet2DConditionModel, path / "unet", dtype),
         scheduler_config=_read_json(path / "scheduler" / "scheduler_config.json"),
     )
 
@@ -126,7 +126,7 @@ def _check_layout(path: Path) -> None:
 
 def _check_fit(components: Components, path: Path) -> None:
     """Refuses parts that do not belong together, and U-Nets that want more than noise and text."""
-    text, vae, unet = components.text_encoder.config, components.vae.config, components.unet.config
+    text, vae, unet = components.text_encoder.config, components.vae.config, components.denoiser.config
     longest, positions = components.tokenizer.model_max_length, text.max_position_embeddings
     for what, has, wanted in (
         ("the text encoder's width", text.hidden_size, unet.cross_attention_dim),

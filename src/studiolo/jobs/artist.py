@@ -217,7 +217,7 @@ class Artist:
 
 def size_of(model: ImageModel) -> int:
     """Bytes of its weights."""
-    parts = (model.components.unet, model.components.vae, model.components.text_encoder)
+    parts = tuple(model.components.modules.values())
     return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
 
