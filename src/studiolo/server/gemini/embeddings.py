@@ -14,7 +14,8 @@ from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
 from studiolo.server.gemini import document, models
 from studiolo.server.gemini.reading import read
-from studiolo.server.gemini.wire_request import check_model, text_of
+from studiolo.server.gemini.wire_content import text_of
+from studiolo.server.gemini.wire_request import check_model
 from studiolo.server.sse import attended
 from studiolo.server.studio import Studio, studio_of
 

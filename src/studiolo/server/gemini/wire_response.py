@@ -24,7 +24,7 @@ from studiolo.language.conversation import (
     Usage,
     Verdict,
 )
-from studiolo.server.gemini.wire_request import HARMS
+from studiolo.server.gemini.wire_config import HARMS
 
 Wire = dict[str, Any]
 
