@@ -20,8 +20,8 @@ from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.drawing.sheet import contact_sheet
 from studiolo.evaluation.eye import EYE_FOLDER, Eye, shipped_eye
 from studiolo.evaluation.measures import accuracy
-from studiolo.formats.diffusers_folder import load_components
-from studiolo.models.registry import BASE_NAME, resolve
+from studiolo.formats.opening import open_components
+from studiolo.models.registry import BASE_NAME
 from studiolo.store.files import atomic_path
 
 _BATCH = 32
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=5.0)
     chosen = parser.parse_args()
-    components = load_components(resolve(chosen.model).path)
+    components = open_components(chosen.model)
     settings = SamplerSettings(steps=chosen.steps, guidance_scale=chosen.guidance)
     scores, sheet = score_base(components, shipped_eye(), settings, chosen.each, chosen.seed)
     scores["real_scenes"] = json.loads((EYE_FOLDER / "scores.json").read_text(encoding="utf-8"))["scenes"]

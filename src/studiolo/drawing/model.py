@@ -18,7 +18,7 @@ from studiolo.diffusion.sampling import OnStep, generate
 from studiolo.drawing.prompts import fill_identifier
 from studiolo.drawing.provenance import MAX_BATCH, ModelTrace, Provenance, Request, this_machine, to_png
 from studiolo.errors import StudioloError
-from studiolo.formats.diffusers_folder import load_components
+from studiolo.formats.opening import open_components
 from studiolo.models.registry import BASE_NAME, ModelRef, resolve
 from studiolo.store.files import atomic_path
 
@@ -76,7 +76,7 @@ class ImageModel:
         """
         ref = resolve(name_or_path)
         chosen_device, chosen_dtype = _device(device), _dtype(dtype)
-        components = load_components(ref.path)
+        components = open_components(ref)
         fingerprint = components.fingerprint()  # of the stored weights, whatever they are cast to
         return cls(ref, components.to(chosen_device, chosen_dtype), fingerprint)
 

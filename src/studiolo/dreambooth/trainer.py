@@ -19,7 +19,7 @@ from studiolo.dreambooth.subject import load_subject
 from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trackers import check_trackers
 from studiolo.errors import StudioloError
-from studiolo.formats.diffusers_folder import load_components
+from studiolo.formats.opening import open_components
 from studiolo.models.registry import check_name, register, resolve
 from studiolo.store.files import atomic_path
 from studiolo.store.paths import runs_dir
@@ -136,7 +136,7 @@ def _prepare(recipe: Recipe, run: Run, display: Display) -> Teaching:
     """Loads and checks the base, the images and the identifier; the recipe comes back resolved."""
     check_trackers(recipe)
     base = resolve(recipe.base)
-    components = load_components(base.path)
+    components = open_components(base)
     check_rate(recipe, components.denoiser.num_parameters())
     size = recipe.resolution or components.image_size
     components.latent_shape(size, size)  # raises for a size that the model cannot have

@@ -1,0 +1,25 @@
+"""A model that draws, opened wherever it lies: the one door for drawing, teaching and scoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from studiolo.diffusion.components import Components
+from studiolo.formats.diffusers_folder import load_components
+from studiolo.models.registry import ModelRef, resolve
+
+
+def open_components(
+    model: str | Path | ModelRef,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Components:
+    """The networks of a model by name, path or hub id (see `models.registry.resolve`), in eval mode.
+
+    Raises:
+        StudioloError: there is no such model, or it cannot be read.
+    """
+    ref = model if isinstance(model, ModelRef) else resolve(model)
+    return load_components(ref.path, dtype, device)
