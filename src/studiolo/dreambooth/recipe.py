@@ -13,23 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from studiolo.dreambooth.recipe_group import Group, Sampler
+from studiolo.dreambooth.recipe_scores import ScoreSettings
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-Sampler = Literal["ddim", "pndm", "euler", "euler_a", "dpm++2m", "unipc"]
 Rate = Annotated[float, Field(gt=0, le=1)]
 SCALAR_END = "...\n"  # PyYAML ends a lone scalar with this
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-
-class ClassImages(_Group):
+class ClassImages(Group):
     """The pictures of the class that the base model makes: what it must still know when it is taught."""
 
     count: int = Field(48, ge=1, le=100_000, description="How many; more extend the cached set.")
@@ -42,7 +39,7 @@ class ClassImages(_Group):
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's stochasticity: 0 none, 1 as DDPM.")
 
 
-class Previews(_Group):
+class Previews(Group):
     """Pictures drawn while training, always from the same seeds, to watch the subject form."""
 
     every: int = Field(0, ge=0, description="Optimizer steps between previews; 0 draws none.")
@@ -61,7 +58,7 @@ class Previews(_Group):
     guidance_scale: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; <= 1 is off.")
 
 
-class Recipe(_Group):
+class Recipe(Group):
     """All that determines a taught subject: what is learned, from what, and how.
 
     The loss is DreamBooth's (Ruiz et al. 2023, eq. 2): the mean over instance images, plus `prior_weight`
@@ -173,6 +170,9 @@ class Recipe(_Group):
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints of the full state.")
     keep_checkpoints: int = Field(2, ge=1, le=1000, description="The newest ones that are kept.")
     previews: Previews = Field(Previews(), description="Pictures drawn while training.")
+    scores: ScoreSettings = Field(
+        ScoreSettings(), description="What is measured while training, what is best, and when to stop."
+    )
     trackers: Many[Literal["tensorboard", "wandb"]] = Field(
         ("tensorboard",), description="Where curves and previews go besides metrics.csv: tensorboard, wandb."
     )
