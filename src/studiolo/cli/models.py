@@ -72,7 +72,11 @@ def pull(
 @app.command()
 def add(
     path: Annotated[
-        str, typer.Argument(help="A .gguf file, a folder with safetensors, or a Diffusers folder.")
+        str,
+        typer.Argument(
+            help="A .gguf file, a folder with safetensors, a Diffusers folder, or a .safetensors or .ckpt "
+            "file that draws."
+        ),
     ],
     name: Annotated[str, typer.Option(help="What to call it.")],
 ) -> None:

@@ -269,7 +269,7 @@ def _written(name: str) -> int:
             "no model of this name draws", where=name, remedy=f"There are: {', '.join(known)}."
         )
     try:
-        return (known[name].path / registry.INDEX_FILE).stat().st_mtime_ns
+        return known[name].marker.stat().st_mtime_ns
     except OSError:
         return 0  # its folder is gone: loading it tells so
 

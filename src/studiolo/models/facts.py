@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from studiolo.errors import StudioloError
 from studiolo.models import gguf
+from studiolo.models.header import read_header
 
 Purpose = Literal["chat", "completion", "embedding"]
 Format = Literal["gguf", "safetensors"]
@@ -135,29 +135,11 @@ def _of_folder(folder: Path) -> tuple[Facts, Purpose, str | None]:
 
 
 def _numbers(folder: Path) -> Counter[str]:
-    """How many numbers of each kind are in the safetensors of a folder.
-
-    The format: https://huggingface.co/docs/safetensors, "Format".
-    """
+    """How many numbers of each kind are in the safetensors of a folder."""
     found: Counter[str] = Counter()
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with open(file, "rb") as opened:
-                (length,) = struct.unpack("<Q", opened.read(8))
-                if length > _LONGEST_JSON:
-                    raise ValueError("its header is too long")
-                header = json.loads(opened.read(length))
-            ends = [0]
-            for name, tensor in header.items():
-                if name != "__metadata__":
-                    found[str(tensor["dtype"])] += math.prod(tensor["shape"])
-                    ends.append(tensor["data_offsets"][1])
-            if 8 + length + max(ends) != file.stat().st_size:
-                raise ValueError("its length is not what its header says")
-        except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-            raise StudioloError(
-                f"not a whole safetensors file ({error})", where=file, remedy="Fetch or make it again."
-            ) from error
+        for tensor in read_header(file).tensors.values():
+            found[tensor.dtype] += math.prod(tensor.shape)
     if not found:
         raise StudioloError("no tensors in this folder", where=folder)
     return found

@@ -33,15 +33,16 @@ def show(name: str) -> ModelRef | Weights | Known:
 
 
 def add(path: str | Path, name: str) -> ModelRef | Weights:
-    """Gives a Diffusers folder, a .gguf file or a folder of safetensors a name. Nothing is copied.
+    """Gives a model that draws (a Diffusers folder, the folder of an adapter, a single file) or one that
+    speaks (a .gguf file, a folder of safetensors) a name. Nothing is copied.
 
     Raises:
         StudioloError: no such weights, or a name that cannot be one or is taken.
     """
-    folder = Path(path).expanduser()
-    if any((place / registry.INDEX_FILE).is_file() for place in (folder, folder / "model")):
-        return registry.register(folder, name)
-    return weights.add(folder, name)
+    place = Path(path).expanduser()
+    if registry.draws(place):
+        return registry.register(place, name)
+    return weights.add(place, name)
 
 
 def remove(name: str) -> ModelRef | Weights:

@@ -31,9 +31,7 @@ def models() -> list[ModelInfo]:
     here = [_of_weights(found) for found in weights.list_weights() if found.path.exists()]
     names = {model.name for model in here}
     hosted = [model for model in _hosted() if model.name not in names]
-    drawing = [
-        _of_drawing(ref) for ref in registry.list_models() if (ref.path / registry.INDEX_FILE).exists()
-    ]
+    drawing = [_of_drawing(ref) for ref in registry.list_models() if ref.marker.exists()]
     return [*here, *hosted, *drawing]
 
 
@@ -99,7 +97,7 @@ def _has_key(told: Catalog, upstream: str) -> bool:
 
 
 def _of_drawing(ref: ModelRef) -> ModelInfo:
-    made = datetime.fromtimestamp((ref.path / registry.INDEX_FILE).stat().st_mtime, UTC)
+    made = datetime.fromtimestamp(ref.marker.stat().st_mtime, UTC)
     return ModelInfo(
         name=ref.name,
         kind="subject" if ref.kind == "subject" else "drawing",
