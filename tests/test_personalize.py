@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from studiolo.diffusion.conditioning import encode_prompts
-from studiolo.dreambooth.batches import Batch, Batches, Half
+from studiolo.dreambooth.batches import Batch, Batches, Half, HalfBatch
 from studiolo.dreambooth.examples import ExampleSet
 from studiolo.dreambooth.personalize import Personalization, rate_factor
 from studiolo.dreambooth.recipe import Recipe
@@ -79,15 +79,17 @@ def test_the_loss_of_a_step_is_that_of_diffusers_formulas(prediction_type):
 
     components = tiny_components(prediction_type=prediction_type)
     scheduler = DDPMScheduler.from_config(components.scheduler_config)
-    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    target = (
-        batch.noise
-        if prediction_type == "epsilon"
-        else scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
-    )
-    text = encode_prompts(components, [PROMPTS[i] for i in batch.prompts]).tokens
-    error = (components.denoiser(noisy, batch.timesteps, text).sample - target) ** 2
-    instance, prior = error[:3].mean(), error[3:].mean()
+    expected = []
+    for half in batch.halves:
+        noisy = scheduler.add_noise(half.latents, half.noise, half.timesteps)
+        target = (
+            half.noise
+            if prediction_type == "epsilon"
+            else scheduler.get_velocity(half.latents, half.noise, half.timesteps)
+        )
+        text = encode_prompts(components, [PROMPTS[i] for i in half.prompts]).tokens
+        expected.append(((components.denoiser(noisy, half.timesteps, text).sample - target) ** 2).mean())
+    instance, prior = expected
     assert losses["loss_instance"].item() == pytest.approx(instance.item(), rel=1e-5)
     assert losses["loss_prior"].item() == pytest.approx(prior.item(), rel=1e-5)
     assert losses["loss"].item() == pytest.approx((instance + 0.7 * prior).item(), rel=1e-5)
@@ -99,7 +101,9 @@ def test_snr_weights_count_for_the_instance_half_alone(prediction_type):
     weighted = make_module(Recipe(snr_gamma=5.0), prediction_type)
     batch = make_batches(Recipe(batch_size=1))[0]
     before, after = (module.training_step(batch, 0) for module in (plain, weighted))
-    abar = DDPMScheduler.from_config(tiny_components().scheduler_config).alphas_cumprod[batch.timesteps[0]]
+    abar = DDPMScheduler.from_config(tiny_components().scheduler_config).alphas_cumprod[
+        batch.instance.timesteps[0]
+    ]
     snr = (abar / (1 - abar)).item()
     factor = min(snr, 5) / (snr if prediction_type == "epsilon" else snr + 1)
     assert after["loss_prior"] == before["loss_prior"]
@@ -109,15 +113,16 @@ def test_snr_weights_count_for_the_instance_half_alone(prediction_type):
 def test_a_mask_leaves_its_black_part_out_of_the_loss():
     module = make_module(Recipe(prior_weight=0))
     batch = make_batches(Recipe(batch_size=1, prior_weight=0))[0]
-    batch.masks = torch.zeros(1, 1, 8, 8)
-    batch.masks[..., :4] = 1
+    half = batch.instance
+    half.masks = torch.zeros(1, 1, 8, 8)
+    half.masks[..., :4] = 1
     prediction = module.denoiser(
-        module.schedule.alpha_sigma(batch.timesteps, 4)[0] * batch.latents
-        + module.schedule.alpha_sigma(batch.timesteps, 4)[1] * batch.noise,
-        batch.timesteps,
-        module._text(batch.prompts).tokens,
+        module.schedule.alpha_sigma(half.timesteps, 4)[0] * half.latents
+        + module.schedule.alpha_sigma(half.timesteps, 4)[1] * half.noise,
+        half.timesteps,
+        module._text(half.prompts).tokens,
     ).sample
-    left = ((prediction - batch.noise) ** 2)[..., :4].mean()
+    left = ((prediction - half.noise) ** 2)[..., :4].mean()
     assert module.training_step(batch, 0)["loss"].item() == pytest.approx(left.item(), rel=1e-5)
 
 
@@ -193,17 +198,17 @@ def test_ranks_and_accumulation_share_out_the_bigger_batch(world, accumulate):
         for rank in range(world)
     ]
     expected = whole[step]
-    for name in ("latents", "noise", "timesteps", "prompts"):
-        instance = torch.cat([getattr(batch, name)[: batch.instances] for batch in shares])
-        prior = torch.cat([getattr(batch, name)[batch.instances :] for batch in shares])
-        assert torch.equal(torch.cat([instance, prior]), getattr(expected, name))
+    for number, half in enumerate(expected.halves):
+        for name in ("latents", "noise", "timesteps", "prompts"):
+            joined = torch.cat([getattr(batch.halves[number], name) for batch in shares])
+            assert torch.equal(joined, getattr(half, name))
 
 
 def test_timesteps_of_the_halves_are_drawn_apart_and_cover_all_levels():
     recipe = Recipe(batch_size=16, steps=200)
     batches = list(make_batches(recipe))
-    instance = torch.cat([batch.timesteps[:16] for batch in batches]).float()
-    prior = torch.cat([batch.timesteps[16:] for batch in batches]).float()
+    instance = torch.cat([batch.instance.timesteps for batch in batches]).float()
+    prior = torch.cat([batch.prior.timesteps for batch in batches]).float()
     for drawn in (instance, prior):
         assert 0 <= drawn.min() < 10
         assert 990 <= drawn.max() < 1000
@@ -216,17 +221,16 @@ def test_a_run_can_begin_anywhere():
     from_start, later = list(make_batches(recipe)), list(make_batches(recipe, start=4))
     assert len(make_batches(recipe, start=4)) == len(from_start) == 6
     for one, two in zip(from_start[4:], later, strict=True):
-        assert torch.equal(one.latents, two.latents)
-        assert torch.equal(one.noise, two.noise)
+        assert torch.equal(one.prior.latents, two.prior.latents)
+        assert torch.equal(one.instance.noise, two.instance.noise)
 
 
 def test_offset_noise_is_one_number_a_channel_and_part_of_the_target():
-    plain = make_batches(Recipe())[0]
-    offset = make_batches(Recipe(offset_noise=0.5))[0]
+    plain, offset = (make_batches(Recipe(offset_noise=strength))[0].instance for strength in (0, 0.5))
     added = offset.noise - plain.noise
     torch.testing.assert_close(added, added[..., :1, :1].expand_as(added))
     assert added.std() > 0.1
-    assert isinstance(offset, Batch)
+    assert isinstance(offset, HalfBatch)
 
 
 @pytest.mark.parametrize(
@@ -240,3 +244,17 @@ def test_offset_noise_is_one_number_a_channel_and_part_of_the_target():
 def test_rate_schedules(schedule, expected):
     recipe = Recipe(steps=6, warmup_steps=2, lr_schedule=schedule)
     assert [rate_factor(recipe, step) for step in range(6)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_halves_of_different_shapes_are_asked_apart_and_give_the_same_losses():
+    """Wide instance images beside square class images: each half's loss is that of a batch of its own."""
+    recipe = Recipe(batch_size=2)
+    module = make_module(recipe)
+    batch = make_batches(recipe)[0]
+    wide = torch.cat([batch.instance.latents, batch.instance.latents.flip(3)], 3)
+    batch.instance.latents, batch.instance.noise = wide, torch.cat([batch.instance.noise] * 2, 3)
+    losses = module.training_step(batch, 0)
+    alone = module.training_step(Batch(batch.instance), 0)
+    assert losses["loss_instance"].item() == pytest.approx(alone["loss_instance"].item(), rel=1e-5)
+    prior = module.training_step(Batch(batch.prior), 0)
+    assert losses["loss_prior"].item() == pytest.approx(prior["loss_instance"].item(), rel=1e-5)

@@ -25,19 +25,37 @@ class Examples(Protocol):
 
 
 @dataclass
-class Batch:
-    """One micro-batch of B = `instances` + class examples, the instance half first.
+class HalfBatch:
+    """B examples, all of one shape.
 
     `latents` and `noise` are float32 [B, C, h, w], `timesteps` int64 [B] in [0, T), `prompts` int64 [B]
-    rows of the run's table of prompts, `masks` float32 [instances, 1, h, w] in [0, 1] or None.
+    rows of the run's table of prompts, `masks` float32 [B, 1, h, w] in [0, 1] or None, `sizes` float32
+    [B, 6] or None (see `Conditioning`), `targets` [B, C, h, w] what the denoiser should say where that is
+    not the objective's own target.
     """
 
     latents: torch.Tensor
     noise: torch.Tensor
     timesteps: torch.Tensor
     prompts: torch.Tensor
-    masks: torch.Tensor | None
-    instances: int
+    masks: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+@dataclass
+class Batch:
+    """One micro-batch: images of the subject, and what keeps the class as it is (None without a prior)."""
+
+    instance: HalfBatch
+    prior: HalfBatch | None = None
+
+    @property
+    def halves(self) -> list[HalfBatch]:
+        return [self.instance] if self.prior is None else [self.instance, self.prior]
 
 
 @dataclass(frozen=True)
@@ -52,10 +70,8 @@ class Half:
     size: int
     prompts: torch.Tensor
 
-    def draw(
-        self, micro: int, rank: int, world: int, recipe: Recipe, num_steps: int
-    ) -> tuple[Draw, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, noise, timesteps and prompts of this rank's share of micro-batch `micro`."""
+    def draw(self, micro: int, rank: int, world: int, recipe: Recipe, num_steps: int) -> HalfBatch:
+        """This rank's share of micro-batch `micro`."""
         first = (micro * world + rank) * self.size
         counters = list(range(first, first + self.size))
         drawn = self.examples.draw(recipe.seed, self.stream, counters)
@@ -65,7 +81,8 @@ class Half:
             offset = counter_noise((shape[0], 1, 1), recipe.seed, f"{self.stream}/offset", counters)
             noise = noise + recipe.offset_noise * offset
         timesteps = counter_integers(num_steps, recipe.seed, f"{self.stream}/timestep", counters)
-        return drawn, noise, timesteps, self.prompts[drawn.image_index % len(self.prompts)]
+        prompts = self.prompts[drawn.image_index % len(self.prompts)]
+        return HalfBatch(drawn.latents, noise, timesteps, prompts, drawn.masks, drawn.sizes)
 
 
 class Batches:
@@ -99,15 +116,5 @@ class Batches:
         return (self[micro] for micro in range(self._start, len(self)))
 
     def __getitem__(self, micro: int) -> Batch:
-        drawn = [
-            half.draw(micro, self._rank, self._world, self._recipe, self._num_steps) for half in self._halves
-        ]
-        draws, noise, timesteps, prompts = zip(*drawn, strict=True)
-        return Batch(
-            latents=torch.cat([draw.latents for draw in draws]),
-            noise=torch.cat(noise),
-            timesteps=torch.cat(timesteps),
-            prompts=torch.cat(prompts),
-            masks=draws[0].masks,
-            instances=len(draws[0].latents),
-        )
+        where = (micro, self._rank, self._world, self._recipe, self._num_steps)
+        return Batch(*(half.draw(*where) for half in self._halves))

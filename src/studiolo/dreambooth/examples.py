@@ -34,18 +34,21 @@ class Draw(NamedTuple):
     """Which image each came from, int64 [B]."""
     masks: torch.Tensor | None
     """Share of each latent cell that belongs to the subject, float32 [B, 1, h, w] in [0, 1]."""
+    sizes: torch.Tensor | None = None
+    """Of the original, of the crop's corner and of the picture, float32 [B, 6]; see `Conditioning`."""
 
 
 @dataclass(frozen=True)
 class ExampleSet:
     """Posteriors of N images in V views: `mean` and `logvar` float32 [N, V, C, h, w] (unscaled), `masks`
-    [N, V, 1, h, w] or None, and the VAE's scaling and shift of latents."""
+    [N, V, 1, h, w] or None, `sizes` [N, V, 6] or None, and the VAE's scaling and shift of latents."""
 
     mean: torch.Tensor
     logvar: torch.Tensor
     masks: torch.Tensor | None = None
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    sizes: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -66,7 +69,8 @@ class ExampleSet:
         # The clamp is that of diffusers' DiagonalGaussianDistribution.
         deviation = (self.logvar[index, view].clamp(-30, 20) / 2).exp()
         latents = (self.mean[index, view] + deviation * noise - self.shift_factor) * self.scaling_factor
-        return Draw(latents, index, None if self.masks is None else self.masks[index, view])
+        masks, sizes = (None if t is None else t[index, view] for t in (self.masks, self.sizes))
+        return Draw(latents, index, masks, sizes)
 
     def order(self, seed: int, stream: str, counters: Sequence[int]) -> torch.Tensor:
         """The image that each counter k meets, int64 [B]: place k % N of the permutation of epoch k // N."""
@@ -82,9 +86,8 @@ class ExampleSet:
         return ExampleSet(
             mean=torch.cat([s.mean for s in sets]),
             logvar=torch.cat([s.logvar for s in sets]),
-            masks=torch.cat([s.masks for s in sets if s.masks is not None])
-            if first.masks is not None
-            else None,
+            masks=_joined([s.masks for s in sets]),
+            sizes=_joined([s.sizes for s in sets]),
             scaling_factor=first.scaling_factor,
             shift_factor=first.shift_factor,
         )
@@ -119,35 +122,37 @@ class LatentEncoder:
         """
         chosen = masks if masks is not None else [None] * len(images)
         rows = [self._image(image, mask) for image, mask in zip(images, chosen, strict=True)]
-        mean, logvar, areas = (torch.stack(column) for column in zip(*rows, strict=True))
+        mean, logvar, areas, sizes = (torch.stack(column) for column in zip(*rows, strict=True))
         return ExampleSet(
             mean=mean,
             logvar=logvar,
             masks=areas if any(mask is not None for mask in chosen) else None,
             scaling_factor=self._vae.config.scaling_factor,
             shift_factor=getattr(self._vae.config, "shift_factor", None) or 0.0,
+            sizes=sizes,
         )
 
     def _image(
         self, image: Image.Image, mask: Image.Image | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean and log-variance [V, C, h, w] and mask [V, 1, h, w] of one image."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean and log-variance [V, C, h, w], mask [V, 1, h, w] and sizes [V, 6] of one image."""
         pixels = sha256_bytes(image.tobytes() + repr(image.size).encode())
         focus = None if mask is None else mask_focus(mask)
         views = self._transform.views(image.size, pixels, focus)
         mean, logvar = self._posterior(image, pixels, views)
-        if mask is None:
-            return mean, logvar, torch.ones_like(mean[:, :1])
         size = self._transform.size
-        return mean, logvar, torch.stack([mask_tensor(mask, view, size, self._factor) for view in views])
+        sizes = torch.tensor([view.sizes(image.size, size) for view in views])
+        if mask is None:
+            return mean, logvar, torch.ones_like(mean[:, :1]), sizes
+        masks = torch.stack([mask_tensor(mask, view, size, self._factor) for view in views])
+        return mean, logvar, masks, sizes
 
     def _posterior(
         self, image: Image.Image, pixels: str, views: list[View]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._cache_dir is None:
             return self._run_vae(image, views)
-        squares = [[*view.box, view.flipped] for view in views]
-        key = sha256_json([_FORMAT, self._vae_key, pixels, self._transform.size, squares])
+        key = sha256_json([_FORMAT, self._vae_key, pixels, self._transform.size, [v.key for v in views]])
         file = Path(self._cache_dir) / f"{key}.safetensors"
         if (cached := _read(file, len(views))) is not None:
             return cached
@@ -160,7 +165,7 @@ class LatentEncoder:
     def _run_vae(self, image: Image.Image, views: list[View]) -> tuple[torch.Tensor, torch.Tensor]:
         size = self._transform.size
         halves = []
-        for some in _chunks(views, size):
+        for some in _chunks(views, self._transform.shape):
             pixels = torch.stack(
                 [image_tensor(view.of(image, size, Image.Resampling.LANCZOS)) for view in some]
             )
@@ -199,7 +204,12 @@ def _read(file: Path, views: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     return (mean, logvar) if mean.shape == logvar.shape and len(mean) == views else None
 
 
-def _chunks(views: list[View], size: int) -> Iterator[list[View]]:
+def _joined(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(there) if there else None
+
+
+def _chunks(views: list[View], shape: tuple[int, int]) -> Iterator[list[View]]:
     """Batches of about a megapixel: what fits small machines at 512 pixels."""
-    step = max(1, 1024**2 // size**2)
+    step = max(1, 1024**2 // (shape[0] * shape[1]))
     return (views[start : start + step] for start in range(0, len(views), step))

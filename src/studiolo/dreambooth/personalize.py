@@ -19,7 +19,7 @@ from studiolo.diffusion.objective import (
     prediction_target,
     snr_weights,
 )
-from studiolo.dreambooth.batches import Batch, Batches
+from studiolo.dreambooth.batches import Batch, Batches, HalfBatch
 from studiolo.dreambooth.recipe import Recipe
 
 
@@ -89,17 +89,36 @@ class Personalization(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """The loss of one micro-batch, both halves in one call of the denoiser, and each half's own loss."""
-        noisy = add_noise(self.schedule, batch.latents, batch.noise, batch.timesteps)
-        target = prediction_target(self.schedule, batch.latents, batch.noise, batch.timesteps)
-        times = self.schedule.times.to(batch.timesteps.device)[batch.timesteps]
-        prediction = self.family.predict(self.denoiser, noisy, times, self._text(batch.prompts))
-        count = batch.instances
         gamma = self.recipe.snr_gamma
-        weights = None if gamma is None else snr_weights(self.schedule, batch.timesteps[:count], gamma)
-        instance = per_sample_loss(prediction[:count], target[:count], weights, batch.masks)
-        prior = per_sample_loss(prediction[count:], target[count:]) if len(prediction) > count else None
+        weights = None if gamma is None else snr_weights(self.schedule, batch.instance.timesteps, gamma)
+        predictions = self._predict(batch.halves)
+        instance = self._loss(batch.instance, predictions[0], weights)
+        prior = None if batch.prior is None else self._loss(batch.prior, predictions[1])
         loss, loss_instance, loss_prior = dreambooth_loss(instance, prior, self.recipe.prior_weight)
         return {"loss": loss, "loss_instance": loss_instance.detach(), "loss_prior": loss_prior.detach()}
+
+    def _predict(self, halves: list[HalfBatch]) -> list[torch.Tensor]:
+        """The denoiser's predictions for each half: in one call, if their shapes allow it."""
+        noisy = [add_noise(self.schedule, half.latents, half.noise, half.timesteps) for half in halves]
+        if len({latents.shape[1:] for latents in noisy}) > 1:
+            return [prediction for half in halves for prediction in self._predict([half])]
+        timesteps = torch.cat([half.timesteps for half in halves])
+        text = self._text(torch.cat([half.prompts for half in halves]))
+        sizes = [half.sizes for half in halves if half.sizes is not None]
+        times = self.schedule.times.to(timesteps.device)[timesteps]
+        prediction = self.family.predict(
+            self.denoiser, torch.cat(noisy), times, text.sized(torch.cat(sizes) if sizes else None)
+        )
+        return list(prediction.split([len(half) for half in halves]))
+
+    def _loss(
+        self, half: HalfBatch, prediction: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The loss of each example of a half, float32 [B]."""
+        target = half.targets
+        if target is None:
+            target = prediction_target(self.schedule, half.latents, half.noise, half.timesteps)
+        return per_sample_loss(prediction, target, weights, half.masks)
 
     def _text(self, prompts: torch.Tensor) -> Conditioning:
         """The conditioning of rows `prompts` of the table, each different prompt encoded once."""
