@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from studiolo.diffusion.conditioning import Conditioning
 from studiolo.diffusion.families import STABLE_DIFFUSION, Family
@@ -22,7 +22,7 @@ _BOOKKEEPING = {"transformers_version", "torch_dtype", "dtype", "architectures"}
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The forward process x_t = alpha_t x_0 + sigma_t eps at T noise levels, t in [0, T).
+    """The forward process x_t = alpha_t x_0 + sigma_t eps at T noise levels, t in [0, T), from clean to noise.
 
     `alphas` and `sigmas` are float32 [T], `times` [T] what the denoiser is told at each level (t itself, or
     1000 sigma for flow models); `prediction_type` says what it predicts: "epsilon", "v_prediction", "sample"
@@ -40,23 +40,46 @@ class NoiseSchedule:
         times = torch.arange(len(alphas_cumprod))
         return cls(alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), times, prediction_type)
 
+    @classmethod
+    def flow(cls, sigmas: torch.Tensor) -> NoiseSchedule:
+        """The straight line x_t = (1 - sigma) x_0 + sigma eps (Esser et al. 2024, eq. 13); sigmas rise to 1,
+        float32 [T]."""
+        return cls(1 - sigmas, sigmas, sigmas * len(sigmas), "flow")
+
     @property
     def num_steps(self) -> int:
         """T, the number of noise levels; timesteps run over [0, T)."""
         return len(self.alphas)
 
     def alpha_sigma(self, timesteps: torch.Tensor, ndim: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha and sigma of `timesteps` [B], each [B, 1, ...] with `ndim` dimensions."""
+        """alpha and sigma of `timesteps` [B], each [B, 1, ...] with `ndim` dimensions.
+
+        Integers are levels; other numbers are times as the denoiser is told, which samplers also choose
+        between the levels.
+        """
         shape = (-1, *[1] * (ndim - 1))
-        alpha, sigma = (table.to(timesteps.device)[timesteps] for table in (self.alphas, self.sigmas))
+        tables = [table.to(timesteps.device) for table in (self.alphas, self.sigmas)]
+        if timesteps.is_floating_point():
+            alpha, sigma = (self._between(table, timesteps) for table in tables)
+        else:
+            alpha, sigma = (table[timesteps] for table in tables)
         return alpha.view(shape), sigma.view(shape)
+
+    def _between(self, table: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """`table` at `times`, linear between levels: exact for flows, whose tables are lines in the time."""
+        known = self.times.to(table)
+        times = times.to(table).clamp(known[0], known[-1])
+        upper = torch.searchsorted(known, times.contiguous()).clamp(1, len(known) - 1)
+        part = (times - known[upper - 1]) / (known[upper] - known[upper - 1])
+        return torch.lerp(table[upper - 1], table[upper], part)
 
 
 @dataclass
 class Components:
     """The parts of a latent diffusion model (Rombach et al. 2022), as diffusers and transformers define them.
 
-    `tokenizers` and `text_encoders` belong together one by one. `scheduler_config` is the content of
+    `tokenizers` and `text_encoders` belong together one by one. `family` says how they work together, with
+    the settings that the model was made with. `scheduler_config` is the content of
     `scheduler/scheduler_config.json`: the betas and the prediction type belong to the trained model, while
     the sampler that walks them is chosen at each generation.
     """
@@ -72,8 +95,20 @@ class Components:
     def schedule(self) -> NoiseSchedule:
         """The noise schedule that `scheduler_config` describes."""
         with torch.inference_mode(False):  # kept for training too, wherever it is first asked for
-            scheduler = DDIMScheduler.from_config(self.scheduler_config)
-        return NoiseSchedule.diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+            scheduler = self._reference_scheduler()
+            if self.is_flow:
+                return NoiseSchedule.flow(scheduler.sigmas.flip(0))
+            return NoiseSchedule.diffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the model moves along straight lines (flow matching) and not along a diffusion."""
+        return is_flow(self.scheduler_config)
+
+    def _reference_scheduler(self) -> Any:
+        """A scheduler with all of `scheduler_config` that concerns the noise levels, defaults filled in."""
+        scheduler_class = FlowMatchEulerDiscreteScheduler if self.is_flow else DDIMScheduler
+        return scheduler_class.from_config(self.scheduler_config)
 
     @property
     def tokenizer(self) -> Any:
@@ -88,8 +123,7 @@ class Components:
     @property
     def modules(self) -> dict[str, Any]:
         """The networks by the names of their folders: text_encoder (text_encoder_2, ...), vae, unet."""
-        names = ["text_encoder", *(f"text_encoder_{n}" for n in range(2, len(self.text_encoders) + 1))]
-        encoders = dict(zip(names, self.text_encoders, strict=True))
+        encoders = dict(zip(numbered("text_encoder"), self.text_encoders, strict=False))
         return encoders | {"vae": self.vae, self.family.denoiser: self.denoiser}
 
     def predict(self, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
@@ -117,26 +151,41 @@ class Components:
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of `height` x `width` pixels (default: `image_size`).
 
-        Raises StudioloError when a side is not a positive multiple of `vae_factor`.
+        Raises StudioloError when the denoiser takes no picture of such a side.
         """
+        config = self.denoiser.config
+        unit = self.vae_factor * config.get("patch_size", 1)
+        largest = unit * config.get("pos_embed_max_size", 1 << 20)
         sides = [self.image_size if side is None else side for side in (height, width)]
         for name, side in zip(("height", "width"), sides, strict=True):
-            if side <= 0 or side % self.vae_factor:
-                nearest = max(1, round(side / self.vae_factor)) * self.vae_factor
+            if side <= 0 or side % unit:
                 raise StudioloError(
-                    f"{name} {side} is not a positive multiple of {self.vae_factor} pixels",
-                    remedy=f"Use {nearest}.",
+                    f"{name} {side} is not a positive multiple of {unit} pixels",
+                    remedy=f"Use {max(1, round(side / unit)) * unit}.",
                 )
-        return self.denoiser.config.in_channels, sides[0] // self.vae_factor, sides[1] // self.vae_factor
+            if side > largest:
+                raise StudioloError(
+                    f"{name} {side} is more than this model can draw", remedy=f"Use {largest} at most."
+                )
+        return config.in_channels, sides[0] // self.vae_factor, sides[1] // self.vae_factor
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as the denoiser has them, to what the VAE decodes."""
+        config = self.vae.config
+        return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Components:
-        """Moves and casts the networks in place; returns itself."""
-        chosen: dict[str, Any] = {
-            name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None
-        }
-        for module in self.modules.values():
+        """Moves and casts the networks in place; returns itself.
+
+        A VAE that overflows in float16 (SDXL's, as it was published) is kept in float32 instead.
+        """
+        careful = self.family.careful_vae and self.vae.config.force_upcast and dtype == torch.float16
+        for name, module in self.modules.items():
+            chosen: dict[str, Any] = {"device": device, "dtype": dtype}
+            if careful and name == "vae":
+                chosen["dtype"] = torch.float32
             # Not diffusers' own `to`, which warns of layers to be kept in float32 even where there are none.
-            torch.nn.Module.to(module, **chosen)
+            torch.nn.Module.to(module, **{key: value for key, value in chosen.items() if value is not None})
         return self
 
     def copy(self) -> Components:
@@ -171,14 +220,24 @@ class Components:
             name: config.to_dict() if hasattr(config, "to_dict") else dict(config)
             for name, config in configs.items()
         }
-        # Defaults filled in.
-        configs["scheduler"] = dict(DDIMScheduler.from_config(self.scheduler_config).config)
+        configs["scheduler"] = dict(self._reference_scheduler().config)
         kept = {
             part: {k: v for k, v in config.items() if k not in _BOOKKEEPING and not k.startswith("_")}
             for part, config in configs.items()
         }
         vocabularies = [tokenizer.get_vocab() for tokenizer in self.tokenizers]
         lengths = [tokenizer.model_max_length for tokenizer in self.tokenizers]
-        if len(self.tokenizers) == 1:  # as fingerprints were before there were models with more
+        if self.family == STABLE_DIFFUSION:  # as fingerprints were before there were other families
             return kept | {"vocabulary": vocabularies[0], "max_length": lengths[0]}
-        return kept | {"vocabularies": vocabularies, "max_lengths": lengths}
+        family = asdict(self.family) | {"name": self.family.name}  # type: ignore[call-overload]
+        return kept | {"family": family, "vocabularies": vocabularies, "max_lengths": lengths}
+
+
+def is_flow(scheduler_config: dict[str, Any]) -> bool:
+    """Whether a model with this scheduler is a flow: its schedulers are those of flow matching."""
+    return str(scheduler_config.get("_class_name", "")).startswith("FlowMatch")
+
+
+def numbered(part: str, count: int = 3) -> list[str]:
+    """The names of a part that there may be several of: text_encoder, text_encoder_2, text_encoder_3."""
+    return [part, *(f"{part}_{n}" for n in range(2, count + 1))]

@@ -10,6 +10,7 @@ import torch
 
 if TYPE_CHECKING:
     from studiolo.diffusion.components import Components
+    from studiolo.diffusion.families import Family
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,18 @@ def _joined(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
 
 
 def tokenize(components: Components, prompts: Sequence[str]) -> tuple[torch.Tensor, ...]:
-    """Token ids for each text encoder, int64 [B, L] on the CPU, L its tokenizer's `model_max_length`; longer
-    prompts are cut."""
+    """Token ids for each text encoder, int64 [B, L] on the CPU, L as the family has it; longer prompts are
+    cut."""
+    lengths = components.family.lengths(components.tokenizers)
     return tuple(
         tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=length,
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        for tokenizer in components.tokenizers
+        for tokenizer, length in zip(components.tokenizers, lengths, strict=True)
     )
 
 
@@ -88,5 +90,20 @@ def encode_prompts(components: Components, prompts: Sequence[str]) -> Conditioni
 
     Differentiable: the same function serves training and drawing.
     """
+    return _encode(components, components.family, prompts)
+
+
+def encode_negatives(components: Components, prompts: Sequence[str]) -> Conditioning:
+    """The same of negative prompts, where the pipelines of diffusers go another way for these: they read
+    the layer that the model was trained with, whatever `clip_skip` is, and SDXL has zeros for "" (which here
+    means that there is no negative prompt)."""
+    conditioning = _encode(components, replace(components.family, clip_skip=0), prompts)  # type: ignore[type-var]
+    if not components.family.zero_empty:
+        return conditioning
+    said = torch.tensor([bool(prompt) for prompt in prompts], device=conditioning.tokens.device)
+    return conditioning.map(lambda rows: rows * said.view(-1, *[1] * (rows.ndim - 1)).to(rows))
+
+
+def _encode(components: Components, family: Family, prompts: Sequence[str]) -> Conditioning:
     ids = [ids.to(components.text_encoder.device) for ids in tokenize(components, prompts)]
-    return components.family.encode(components.text_encoders, ids)
+    return family.encode(components.text_encoders, ids)

@@ -1,12 +1,14 @@
 """Families of latent diffusion models: which parts there are, how text is read, how the denoiser is asked.
 
-A family has no state and no weights: its functions take the networks, so that training may wrap them.
+A family has no weights and no state, only the settings that a model's folder tells of it; its functions
+take the networks, so that training may wrap them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -14,16 +16,32 @@ from studiolo.diffusion.conditioning import Conditioning
 
 
 class Family(Protocol):
-    """What differs between architectures."""
+    """What differs between architectures. Families are frozen dataclasses: `replace` gives other settings."""
 
-    name: str
-    """As people write it: "sd", "sdxl", ..."""
-    pipeline: str
+    name: ClassVar[str]
+    """As people write it: "sd", "sdxl", "sd3"."""
+    pipeline: ClassVar[str]
     """The pipeline of diffusers that has this layout."""
-    denoiser: str
+    denoiser: ClassVar[str]
     """The denoiser's name in that pipeline, and of its folder: "unet" or "transformer"."""
-    text_encoders: int
-    """How many text encoders, each with a tokenizer of its own."""
+    trained_encoders: ClassVar[int]
+    """How many of the text encoders, from the first, can be trained; the others are only read."""
+    careful_vae: ClassVar[bool]
+    """Whether the VAE may overflow in float16; then its config says so: `force_upcast`."""
+
+    @property
+    def clip_skip(self) -> int:
+        """Layers of CLIP that are left out at the end, as diffusers' pipelines count them: 0 is none."""
+        ...
+
+    @property
+    def zero_empty(self) -> bool:
+        """Whether an empty negative prompt is all zeros, and not the encoding of ""."""
+        ...
+
+    def lengths(self, tokenizers: Sequence[Any]) -> tuple[int, ...]:
+        """How many tokens each text encoder reads."""
+        ...
 
     def encode(self, text_encoders: Iterable[Any], ids: Sequence[torch.Tensor]) -> Conditioning:
         """Token ids, int64 [B, L] for each text encoder, to the conditioning of B prompts; differentiable."""
@@ -41,17 +59,32 @@ class Family(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class StableDiffusion:
-    """Stable Diffusion 1.x and 2.x (Rombach et al. 2022): one CLIP text encoder, a U-Net."""
+    """Stable Diffusion 1.x and 2.x (Rombach et al. 2022): one CLIP text encoder, a U-Net.
 
-    name = "sd"
-    pipeline = "StableDiffusionPipeline"
-    denoiser = "unet"
-    text_encoders = 1
+    2.x reads the last but one layer of OpenCLIP: its published text encoder has lost its last layer already.
+    """
+
+    name: ClassVar[str] = "sd"
+    pipeline: ClassVar[str] = "StableDiffusionPipeline"
+    denoiser: ClassVar[str] = "unet"
+    trained_encoders: ClassVar[int] = 1
+    careful_vae: ClassVar[bool] = False
+
+    clip_skip: int = 0
+    zero_empty: bool = False
+
+    def lengths(self, tokenizers: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(tokenizer.model_max_length for tokenizer in tokenizers)
 
     def encode(self, text_encoders: Iterable[Any], ids: Sequence[torch.Tensor]) -> Conditioning:
         (encoder,) = text_encoders
-        return Conditioning(encoder(ids[0]).last_hidden_state)
+        if not self.clip_skip:
+            return Conditioning(encoder(ids[0]).last_hidden_state)
+        states = encoder(ids[0], output_hidden_states=True).hidden_states
+        # The U-Net was trained on normalised states: an earlier layer goes through the last layer's norm.
+        return Conditioning(encoder.final_layer_norm(states[-1 - self.clip_skip]))
 
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
@@ -62,5 +95,105 @@ class StableDiffusion:
         return None
 
 
+@dataclass(frozen=True)
+class StableDiffusionXL:
+    """Stable Diffusion XL (Podell et al. 2023): two CLIP text encoders, a U-Net that is told of sizes.
+
+    The last but one states of both encoders stand beside each other without a norm; the pooled vector is
+    the second one's projection.
+    """
+
+    name: ClassVar[str] = "sdxl"
+    pipeline: ClassVar[str] = "StableDiffusionXLPipeline"
+    denoiser: ClassVar[str] = "unet"
+    trained_encoders: ClassVar[int] = 2
+    careful_vae: ClassVar[bool] = True
+
+    clip_skip: int = 0
+    zero_empty: bool = True
+
+    def lengths(self, tokenizers: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(tokenizer.model_max_length for tokenizer in tokenizers)
+
+    def encode(self, text_encoders: Iterable[Any], ids: Sequence[torch.Tensor]) -> Conditioning:
+        tokens, pooled = _penultimate(text_encoders, ids, self.clip_skip)
+        return Conditioning(tokens, pooled[-1])
+
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        told = {"text_embeds": conditioning.pooled, "time_ids": conditioning.sizes}
+        return denoiser(
+            noisy, times, encoder_hidden_states=conditioning.tokens, added_cond_kwargs=told
+        ).sample
+
+    def sizes(self, height: int, width: int) -> torch.Tensor | None:
+        return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class StableDiffusion3:
+    """Stable Diffusion 3 and 3.5 (Esser et al. 2024): two CLIP text encoders, T5 or none, a flow transformer.
+
+    CLIP's last but one states, beside each other and filled up with zeros to the width of T5's, come before
+    T5's; the pooled vector is both projections. Without T5 zeros stand for its states.
+
+    width: of the tokens that the transformer reads. length: of T5's text, in tokens.
+    """
+
+    name: ClassVar[str] = "sd3"
+    pipeline: ClassVar[str] = "StableDiffusion3Pipeline"
+    denoiser: ClassVar[str] = "transformer"
+    trained_encoders: ClassVar[int] = 2
+    careful_vae: ClassVar[bool] = False
+
+    clip_skip: int = 0
+    zero_empty: bool = False
+    width: int = 4096
+    length: int = 256
+
+    def lengths(self, tokenizers: Sequence[Any]) -> tuple[int, ...]:
+        clip = tokenizers[0].model_max_length
+        return (clip, clip, self.length)[: len(tokenizers)]
+
+    def encode(self, text_encoders: Iterable[Any], ids: Sequence[torch.Tensor]) -> Conditioning:
+        encoders = list(text_encoders)
+        clip, pooled = _penultimate(encoders[:2], ids[:2], self.clip_skip)
+        clip = torch.nn.functional.pad(clip, (0, self.width - clip.shape[-1]))
+        if len(encoders) > 2:
+            long = encoders[2](ids[2]).last_hidden_state.to(clip)
+        else:
+            long = clip.new_zeros(len(clip), self.length, self.width)
+        return Conditioning(torch.cat([clip, long], dim=1), torch.cat(pooled, dim=1))
+
+    def predict(
+        self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        return denoiser(
+            hidden_states=noisy,
+            timestep=times.expand(len(noisy)),
+            encoder_hidden_states=conditioning.tokens,
+            pooled_projections=conditioning.pooled,
+        ).sample
+
+    def sizes(self, height: int, width: int) -> torch.Tensor | None:
+        return None
+
+
+def _penultimate(
+    text_encoders: Iterable[Any], ids: Sequence[torch.Tensor], clip_skip: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The last but one states of CLIP encoders beside each other, [B, L, D1 + D2], and what each pools.
+
+    The first output of an encoder with a projection is the projected vector; SDXL's first encoder has none,
+    and what stands in its place here is not used.
+    """
+    outputs = [encoder(i, output_hidden_states=True) for encoder, i in zip(text_encoders, ids, strict=True)]
+    states = [output.hidden_states[-2 - clip_skip] for output in outputs]
+    return torch.cat(states, dim=-1), [output[0] for output in outputs]
+
+
 STABLE_DIFFUSION = StableDiffusion()
-FAMILIES: dict[str, Family] = {family.name: family for family in (STABLE_DIFFUSION,)}
+FAMILIES: dict[str, type[Family]] = {
+    family.name: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3)
+}

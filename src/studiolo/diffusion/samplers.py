@@ -13,10 +13,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
+from studiolo.diffusion.components import is_flow
 from studiolo.errors import StudioloError
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -31,6 +34,20 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dpm++2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
     "unipc": (UniPCMultistepScheduler, {}),  # Zhao et al. 2023
 }
+
+_ON_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+FLOW_SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    # On a straight line a step of DDIM without added noise is a step of Euler's method (Liu et al. 2023).
+    "ddim": (FlowMatchEulerDiscreteScheduler, {}),
+    "euler": (FlowMatchEulerDiscreteScheduler, {}),
+    "heun": (FlowMatchHeunDiscreteScheduler, {}),
+    "dpm++2m": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "solver_order": 2} | _ON_FLOW,
+    ),
+    "unipc": (UniPCMultistepScheduler, _ON_FLOW),
+}
+"""The same for models that are flows, whose noise levels are shifted as their config says."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +101,12 @@ class SamplerSettings:
 
 
 def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) -> Any:
-    """The diffusers scheduler of `settings.sampler` on a model's betas and prediction type, timesteps set.
+    """The diffusers scheduler of `settings.sampler` on a model's noise levels, timesteps set.
 
-    Raises StudioloError when there are fewer noise levels than steps.
+    Raises StudioloError when there are fewer noise levels than steps, or a flow cannot be sampled so.
     """
+    if is_flow(scheduler_config):
+        return _flow_scheduler(scheduler_config, settings)
     scheduler_class, options = SAMPLERS[settings.sampler]
     scheduler = scheduler_class.from_config(scheduler_config, **options)
     levels = scheduler.config.num_train_timesteps
@@ -97,12 +116,37 @@ def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) 
         scheduler.set_timesteps(settings.steps)
         within = bool(scheduler.timesteps.max() < levels)
     if not within:
-        raise StudioloError(
-            f"{settings.steps} steps, but the model has {levels} noise levels",
-            where="steps",
-            remedy=f"Use fewer than {levels}.",
-        )
+        raise _too_many(settings.steps, levels)
     return scheduler
+
+
+def _flow_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) -> Any:
+    if settings.sampler not in FLOW_SAMPLERS or settings.eta:
+        wanted = "ddim with eta" if settings.eta else settings.sampler
+        raise StudioloError(
+            f"{wanted} cannot sample a flow model",
+            where="sampler",
+            remedy=f"Use one of {', '.join(FLOW_SAMPLERS)}.",
+        )
+    scheduler_class, options = FLOW_SAMPLERS[settings.sampler]
+    if "use_flow_sigmas" in options:
+        options = options | {"flow_shift": scheduler_config.get("shift", 1.0)}
+    accepted = inspect.signature(scheduler_class.__init__).parameters
+    config = {key: value for key, value in scheduler_config.items() if key in accepted}
+    scheduler = scheduler_class.from_config(config | options)
+    levels = scheduler.config.num_train_timesteps
+    if settings.steps >= levels:
+        raise _too_many(settings.steps, levels)
+    scheduler.set_timesteps(settings.steps)
+    return scheduler
+
+
+def _too_many(steps: int, levels: int) -> StudioloError:
+    return StudioloError(
+        f"{steps} steps, but the model has {levels} noise levels",
+        where="steps",
+        remedy=f"Use fewer than {levels}.",
+    )
 
 
 def step_options(scheduler: Any, settings: SamplerSettings, generators: Any) -> dict[str, Any]:

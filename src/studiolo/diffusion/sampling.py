@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.conditioning import Conditioning, encode_prompts
+from studiolo.diffusion.conditioning import Conditioning, encode_negatives, encode_prompts
 from studiolo.diffusion.noise import draw_noise, generators
 from studiolo.diffusion.objective import clean_estimate
 from studiolo.diffusion.samplers import SamplerSettings, make_scheduler, step_options
@@ -55,14 +55,14 @@ def sample_latents(
     context = positive
     if settings.guided and negative is not None:
         context = Conditioning.joined([negative, positive])
-    latents = noise.to(components.device, components.dtype) * scheduler.init_noise_sigma
+    latents = noise.to(components.device, components.dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
     for number, t in enumerate(scheduler.timesteps, start=1):
-        noisy = scheduler.scale_model_input(latents, t)
+        noisy = latents if components.is_flow else scheduler.scale_model_input(latents, t)
         prediction = _predict(components, noisy, t, context, settings.guidance_scale)
         latents = scheduler.step(prediction, t, latents, **options).prev_sample
         if on_step:
-            levels = t.long().expand(len(noisy)).to(noisy.device)
-            clean = clean_estimate(components.schedule, noisy, prediction, levels)
+            times = t.float().expand(len(noisy)).to(noisy.device)
+            clean = clean_estimate(components.schedule, noisy, prediction, times)
             on_step(Step(range(len(noisy)), number, len(scheduler.timesteps), clean))
     return latents
 
@@ -82,7 +82,7 @@ def _predict(
 def decode_latents(components: Components, latents: torch.Tensor) -> np.ndarray:
     """Scaled latents [B, C, h, w] to pixels, uint8 [B, H, W, 3] in numpy."""
     vae = components.vae
-    images = vae.decode(latents.to(vae.device, vae.dtype) / vae.config.scaling_factor).sample
+    images = vae.decode(components.unscaled(latents.to(vae.device, vae.dtype))).sample
     pixels = ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -117,8 +117,10 @@ def generate(
         sources = generators([seeds[i] for i in batch])
         latents = sample_latents(
             components,
-            _embed(components, [prompts[i] for i in batch]).sized(sizes),
-            _embed(components, [negatives[i] for i in batch]).sized(sizes) if settings.guided else None,
+            _embed(components, [prompts[i] for i in batch], encode_prompts).sized(sizes),
+            _embed(components, [negatives[i] for i in batch], encode_negatives).sized(sizes)
+            if settings.guided
+            else None,
             draw_noise(shape, sources),
             settings,
             sources,
@@ -132,10 +134,14 @@ def generate(
 
 
 @torch.no_grad()
-def _embed(components: Components, prompts: list[str]) -> Conditioning:
-    """`encode_prompts`, with each different prompt encoded once."""
+def _embed(
+    components: Components,
+    prompts: list[str],
+    encode: Callable[[Components, Sequence[str]], Conditioning],
+) -> Conditioning:
+    """`encode` of the prompts, each different one encoded once."""
     unique = list(dict.fromkeys(prompts))
-    return encode_prompts(components, unique)[[unique.index(prompt) for prompt in prompts]]
+    return encode(components, unique)[[unique.index(prompt) for prompt in prompts]]
 
 
 def _shifted(on_step: OnStep | None, batch: range) -> OnStep | None:
