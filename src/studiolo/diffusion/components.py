@@ -22,7 +22,7 @@ _BOOKKEEPING = {"transformers_version", "torch_dtype", "dtype", "architectures"}
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """The forward process x_t = alpha_t x_0 + sigma_t eps at T noise levels, t in [0, T), from clean to noise.
+    """The forward process x_t = alpha_t x_0 + sigma_t eps at T noise levels, t in [0, T), clean ones first.
 
     `alphas` and `sigmas` are float32 [T], `times` [T] what the denoiser is told at each level (t itself, or
     1000 sigma for flow models); `prediction_type` says what it predicts: "epsilon", "v_prediction", "sample"
