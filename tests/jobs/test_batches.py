@@ -194,6 +194,27 @@ def test_cancelling_keeps_what_is_done(url):
     asyncio.run(main())
 
 
+def test_a_model_that_takes_its_time_holds_up_no_batch_of_another(tmp_path):
+    async def main():
+        begun = asyncio.Event()
+
+        async def answer(kind, body, owner):
+            if "slow" in body:
+                begun.set()
+                await asyncio.Event().wait()
+            return {"response": {}}
+
+        async with at_work(f"sqlite:///{tmp_path / 'db'}", answer, concurrency=2) as batches:
+            given = [(None, {"slow": True})] * 3
+            slow = await batches.create(owner=None, kind="test", model="painter", items=given)
+            await begun.wait()
+            assert (await over(batches, await made(batches, items(5)))).counts.done == 5
+            assert (await batches.get(slow.id, None)).counts.done == 0
+            await batches.cancel(slow.id, None)
+
+    asyncio.run(main())
+
+
 async def _done(batches, identity, count):
     return (await batches.get(identity, None)).counts.done == count
 

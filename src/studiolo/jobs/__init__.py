@@ -1,1 +1,1 @@
-"""Durable background work: batches, trainings, pictures in bulk."""
+"""Durable background work: batches and trainings; and drawing for many."""

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,7 +56,7 @@ class Batches:
     Args:
         queue: carries them; not yet started.
         room: where items wait until no interactive work is under way.
-        concurrency: items of all batches that are answered at once.
+        concurrency: items of one model's batches that are answered at once.
         tries: how often an item is asked again after an error that may pass.
         lives: how often an item may be begun in all; one that ends the process each time is given up then.
         price: of a model, where it has one.
@@ -82,7 +83,9 @@ class Batches:
         self.answerers: dict[str, Answer] = {}
         self.told: Callable[[str, BaseException], dict[str, Any]] = _told
         self._table, self._queue, self._room = BatchTable(database), queue, room
-        self._concurrency, self._slots = concurrency, asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        # By model: pictures, which come one by one, hold up no batch of words.
+        self._slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(concurrency))
         self._tries, self._lives, self._price = tries, lives, price
         self._clock, self._sleep = clock, sleep
         self._cancels: dict[str, asyncio.Event] = {}
@@ -225,7 +228,7 @@ class Batches:
                 if number is None:
                     return
                 await self._room.wait()
-                async with self._slots:
+                async with self._slots[record.model]:
                     await self._answer_one(record, number)
 
         work = [asyncio.create_task(worker()) for _ in range(self._concurrency)]

@@ -31,6 +31,15 @@ def problem_of(file: FileRecord, path: Path) -> str | None:
     return f"The bytes of this file are not {file.mime}."
 
 
+def media_type(said: str) -> str:
+    """The media type that a client names, without its parameters.
+
+    Google's guide to batches names that of their files `jsonl` (https://ai.google.dev/gemini-api/docs/batch-api).
+    """
+    plain = said.partition(";")[0].strip()
+    return "application/jsonl" if plain == "jsonl" else plain
+
+
 def type_of(name: str) -> str:
     """The media type that a file's name tells."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"

@@ -25,7 +25,7 @@ from studiolo.server import auth
 from studiolo.server.bodies import json_body
 from studiolo.server.errors import told
 from studiolo.server.gemini import errors, files, names
-from studiolo.server.gemini.filetypes import type_of
+from studiolo.server.gemini.filetypes import media_type, type_of
 from studiolo.server.gemini.multipart import Part, boundary_of, parts_of
 from studiolo.server.gemini.reading import read
 from studiolo.server.studio import Studio, studio_behind
@@ -126,7 +126,7 @@ async def _begun(
         owner=owner,
         id=own_id,
         name=title,
-        mime=(file.get("mimeType") or mime or type_of(title)).partition(";")[0].strip(),
+        mime=media_type(file.get("mimeType") or mime or type_of(title)),
         purpose=PURPOSE,
         size=size if sized is None else sized,
         lifetime=timedelta(seconds=studio.settings.file_lifetime),
