@@ -18,7 +18,7 @@ from language.stub import EOS, Reply, StubEngine
 from studiolo.errors import NotFoundError
 from studiolo.language import conversation as c
 from studiolo.language.errors import RateLimitError, TooLongError, UpstreamError
-from studiolo.server.openai.responses_kept import LIFETIME, KeptResponses
+from studiolo.server.kept import LIFETIME, Kept, KeptAnswers
 from studiolo.store.database import Database
 
 WEATHER: Any = {
@@ -213,21 +213,21 @@ def test_what_is_not_to_be_kept_is_not(serve):
 
 def test_kept_for_one_key_and_for_a_time(tmp_path):
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    kept = KeptResponses(Database(f"sqlite:///{tmp_path / 'a.sqlite'}"), clock=lambda: now)
-    kept.keep("ada", {"id": "resp_1", "previous_response_id": None}, [])
-    kept.keep("ada", {"id": "resp_2", "previous_response_id": "resp_1"}, [])
-    told = [one.response["id"] for one in kept.conversation("resp_2", "ada", where="x")]
+    kept = KeptAnswers(Database(f"sqlite:///{tmp_path / 'a.sqlite'}"), clock=lambda: now)
+    kept.keep(Kept("response", "resp_1", "ada", "m", {}, []))
+    kept.keep(Kept("response", "resp_2", "ada", "m", {}, [], previous="resp_1"))
+    told = [one.id for one in kept.conversation("response", "resp_2", "ada", where="x")]
     assert told == ["resp_1", "resp_2"]
-    for owner in (None, "bob"):
+    for kind, owner in (("response", None), ("response", "bob"), ("interaction", "ada")):
         with pytest.raises(NotFoundError):
-            kept.get("resp_1", owner)
+            kept.get(kind, "resp_1", owner)
         with pytest.raises(NotFoundError):
-            kept.delete("resp_1", owner)
+            kept.delete(kind, "resp_1", owner)
     now += LIFETIME
     with pytest.raises(NotFoundError):
-        kept.get("resp_1", "ada")
+        kept.get("response", "resp_1", "ada")
     now -= timedelta(seconds=1)
-    assert kept.get("resp_1", "ada").previous is None
+    assert kept.get("response", "resp_1", "ada").previous is None
 
 
 # --- forms, thoughts, ends --------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ def _body(**more: Any) -> dict[str, Any]:
         (_body(tools=[{"type": "web_search"}]), "tools[0]"),
         (_body(tools=[{"type": "mcp", "server_label": "x"}]), "tools[0]"),
         (_body(tool_choice={"type": "image_generation"}), "tool_choice"),
-        (_body(background=True), "background"),
+        (_body(background=True, store=False), "store"),
         (_body(conversation="conv_1"), "conversation"),
         (_body(truncation="auto"), "truncation"),
         (_body(prompt={"id": "p"}), "prompt"),

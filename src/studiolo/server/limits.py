@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -99,6 +99,20 @@ class Keys:
         if meter.requests:
             meter.requests.take(1)
         return Caller(known.id, known.name), _Leaving(meter)
+
+    @contextmanager
+    def working(self, caller: Caller) -> Iterator[None]:
+        """For the time of work in a caller's name that no request of theirs waits for: it counts as one that
+        is running."""
+        meter = self._meters.get(caller.key_id or "")
+        if meter is None:
+            yield
+            return
+        meter.running += 1
+        try:
+            yield
+        finally:
+            meter.running -= 1
 
     async def spent(
         self, caller: Caller, model: str, usage: Usage, dollars: float, *, batch: bool = False

@@ -90,7 +90,7 @@ class Stream(Response):
         except Exception as error:
             if not started:
                 raise
-            await self._break_off(send, _told_and_logged(error))
+            await self._break_off(send, told_and_logged(error))
         finally:
             await self._events.aclose()
         if not started:
@@ -142,8 +142,9 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-def _told_and_logged(error: Exception) -> Told:
+def told_and_logged(error: BaseException) -> Told:
+    """What to tell of an error behind a first event; what nobody foresaw is logged."""
     said = told(error)
-    if said.status >= 500:
+    if said.status >= 500 and not isinstance(error, asyncio.CancelledError):
         log.error("an answer broke off", exc_info=error)
     return said

@@ -12,6 +12,7 @@ from studiolo.jobs.room import Room
 from studiolo.language.caching.contexts import Contexts
 from studiolo.language.conversation import Usage
 from studiolo.server import shelf
+from studiolo.server.background import Background
 from studiolo.server.limits import Caller, Keys
 from studiolo.server.logs import current
 from studiolo.server.metrics import Metrics
@@ -35,6 +36,7 @@ class Studio:
     files: Uploads
     metrics: Metrics
     room: Room = field(default_factory=Room)
+    background: Background = field(default_factory=Background)
     batches: Any = None
     tunings: Any = None
     artist: Any = None
@@ -77,6 +79,7 @@ class Studio:
 
     async def close(self) -> None:
         """Parks what works in the background, ends the engines, and settles the accounts."""
+        await self.background.close()
         for close in self.closing:
             await close()
         await self.engines.close()

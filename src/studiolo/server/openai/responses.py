@@ -1,4 +1,4 @@
-"""/responses: created whole or in events, kept, fetched, deleted."""
+"""/responses: created whole, in events or in the background; kept, fetched, cancelled, deleted."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from studiolo.language import conversation as c
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
+from studiolo.server.kept import Kept, kept_in
 from studiolo.server.openai import answering, document
 from studiolo.server.openai.answering import WAITING, Asking, in_terms
 from studiolo.server.openai.pauses import with_pauses
 from studiolo.server.openai.responses_answer import Output, new_id
-from studiolo.server.openai.responses_kept import Kept, kept_in
+from studiolo.server.openai.responses_background import Work, begin, followed, followed_again, named
 from studiolo.server.openai.responses_request import Located, custom_tools, draws, items_of, request_of
 from studiolo.server.openai.responses_wire import Item, ResponseRequest
 from studiolo.server.openai.wire import Wire, read
@@ -74,9 +75,16 @@ async def create_response(
     wanted = read(ResponseRequest, await json_body(request))
     asking = Asking(studio, caller)
     conversation, output = await _prepared(asking, wanted)
+    if wanted.background:
+        run = await begin(
+            Work(
+                asking, output, _as_kept(asking, wanted, output), lambda: _steps(asking, conversation, output)
+            )
+        )
+        return followed(run) if wanted.stream else JSONResponse(output.response)
     if wanted.stream:
         events = _events(asking, wanted, conversation, output)
-        return Stream(events, broken=lambda told: _named(output.failed(told)))
+        return Stream(events, broken=lambda told: named(output.failed(told)))
     return JSONResponse(await attended(request, _whole(asking, wanted, conversation, output)))
 
 
@@ -103,31 +111,43 @@ async def count_input_tokens(
 
 
 async def retrieve_response(
-    request: Request,
     response_id: str,
+    stream: bool = False,
+    starting_after: int = Query(-1, ge=-1),
     studio: Studio = Depends(studio_of),
     caller: Caller = Depends(caller),
 ) -> Response:
-    """A response that was kept, as it was answered."""
-    if request.query_params.get("stream") == "true":
-        raise InvalidRequestError("events are not kept", where="stream", remedy="Fetch it whole.")
-    kept = await asyncio.to_thread(kept_in(studio.database).get, response_id, caller.key_id)
-    return JSONResponse(kept.response)
+    """A response that was kept, as it is by now; of one that was begun in the background with `stream`, also
+    its events, from any of them on."""
+    if stream:
+        return await followed_again(studio, caller.key_id, response_id, starting_after + 1)
+    run = studio.background.get(response_id, caller.key_id)
+    if run is not None:
+        return JSONResponse(run.body)
+    kept = await asyncio.to_thread(kept_in(studio.database).get, "response", response_id, caller.key_id)
+    return JSONResponse(kept.body)
 
 
 async def delete_response(
     response_id: str, studio: Studio = Depends(studio_of), caller: Caller = Depends(caller)
 ) -> Response:
-    await asyncio.to_thread(kept_in(studio.database).delete, response_id, caller.key_id)
+    """Forgets a response; one that is being made is cancelled first."""
+    if (run := studio.background.get(response_id, caller.key_id)) is not None:
+        await run.cancel()
+    await asyncio.to_thread(kept_in(studio.database).delete, "response", response_id, caller.key_id)
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
 async def cancel_response(
     response_id: str, studio: Studio = Depends(studio_of), caller: Caller = Depends(caller)
 ) -> Response:
-    """Only what runs in the background can be cancelled, and here nothing does."""
-    await asyncio.to_thread(kept_in(studio.database).get, response_id, caller.key_id)
-    raise InvalidRequestError("this response did not run in the background", where="response_id")
+    """Ends what is being made in the background; one that has ended stays as it is."""
+    if (run := studio.background.get(response_id, caller.key_id)) is not None:
+        await run.cancel()
+    kept = await asyncio.to_thread(kept_in(studio.database).get, "response", response_id, caller.key_id)
+    if not kept.body["background"]:
+        raise InvalidRequestError("this response did not run in the background", where="response_id")
+    return JSONResponse(kept.body)
 
 
 async def list_input_items(
@@ -139,8 +159,8 @@ async def list_input_items(
     caller: Caller = Depends(caller),
 ) -> Response:
     """The items that were sent for a response, by default the last one first."""
-    kept = await asyncio.to_thread(kept_in(studio.database).get, response_id, caller.key_id)
-    items = kept.items if order == "asc" else kept.items[::-1]
+    kept = await asyncio.to_thread(kept_in(studio.database).get, "response", response_id, caller.key_id)
+    items = kept.sent if order == "asc" else kept.sent[::-1]
     if after is not None:
         ids = [item["id"] for item in items]
         if after not in ids:
@@ -164,8 +184,12 @@ async def _prepared(asking: Asking, wanted: ResponseRequest) -> tuple[c.Request,
     if previous is not None:
         kept = kept_in(studio.database)
         conversation = await asyncio.to_thread(
-            kept.conversation, previous, asking.caller.key_id, where="previous_response_id"
+            kept.conversation, "response", previous, asking.caller.key_id, where="previous_response_id"
         )
+        if conversation[-1].running:
+            raise InvalidRequestError(
+                "this response is still being made", where="previous_response_id", remedy="Wait for its end."
+            )
         earlier = [located for one in conversation for located in _located(one)]
     with in_terms(FIELDS):
         request = request_of(wanted, earlier, show=asking.shown(wanted.model))
@@ -178,8 +202,8 @@ async def _prepared(asking: Asking, wanted: ResponseRequest) -> tuple[c.Request,
 
 
 def _located(kept: Kept) -> Iterable[Located]:
-    items = _Items.model_validate({"items": [*kept.items, *kept.response["output"]]}).items
-    return [Located(item, kept.response["id"]) for item in items]
+    items = _Items.model_validate({"items": [*kept.sent, *kept.body["output"]]}).items
+    return [Located(item, kept.id) for item in items]
 
 
 async def _whole(asking: Asking, wanted: ResponseRequest, request: c.Request, output: Output) -> JSON:
@@ -206,31 +230,51 @@ async def _events(
             async for delta in deltas:
                 if not begun:  # not earlier: an error before the first word has a status of its own
                     begun = True
-                    for event in _named(output.begin()):
+                    for event in named(output.begin()):
                         yield event
                 if delta is None:
                     yield WAITING
                     continue
-                for event in _named(output.add(delta)):
+                for event in named(output.add(delta)):
                     yield event
-    for event in _named(output.finish()):
+    for event in named(output.finish()):
         yield event
     await _keep(asking, wanted, output)
-    for event in _named([output.last()]):
+    for event in named([output.last()]):
         yield event
 
 
-def _named(events: Iterable[JSON]) -> Iterable[Event]:
-    return (Event(event, event["type"]) for event in events)
+async def _steps(asking: Asking, request: c.Request, output: Output) -> AsyncGenerator[JSON]:
+    """The same events where nobody waits for them."""
+    for event in output.begin():
+        yield event
+    with in_terms(FIELDS):
+        async with aclosing(asking.answer(request)) as deltas:
+            async for delta in deltas:
+                for event in output.add(delta):
+                    yield event
+    for event in output.finish():
+        yield event
+    yield output.last()
 
 
 async def _keep(asking: Asking, wanted: ResponseRequest, output: Output) -> None:
     """Keeps the response before its end is told, so that the next request may go on from it."""
-    if wanted.store is False:
-        return
-    items = [_sent(located.item) for located in items_of(wanted)]
-    kept = kept_in(asking.studio.database)
-    await asyncio.to_thread(kept.keep, asking.caller.key_id, output.response, items)
+    if wanted.store is not False:
+        kept = _as_kept(asking, wanted, output)
+        await asyncio.to_thread(kept_in(asking.studio.database).keep, kept)
+
+
+def _as_kept(asking: Asking, wanted: ResponseRequest, output: Output) -> Kept:
+    return Kept(
+        kind="response",
+        id=output.response["id"],
+        owner=asking.caller.key_id,
+        model=wanted.model,
+        body=output.response,
+        sent=[_sent(located.item) for located in items_of(wanted)],
+        previous=wanted.previous_response_id,
+    )
 
 
 def _sent(item: Item) -> JSON:

@@ -81,9 +81,18 @@ class Output:
         self._usage: Usage | None = None
         self._finish = FinishReason.STOP
         self.response = _begun(request)
+        self.streams = bool(request.stream)
+
+    @property
+    def now(self) -> JSON:
+        """The response with the items that are whole so far."""
+        return {**self.response, "output": list(self._items)}
 
     def begin(self) -> Iterator[JSON]:
         yield self._event("response.created", response=dict(self.response))
+        if self.response["background"]:
+            yield self._event("response.queued", response=dict(self.response))
+            self.response["status"] = "in_progress"
         yield self._event("response.in_progress", response=dict(self.response))
 
     def add(self, delta: Delta) -> Iterator[JSON]:
@@ -136,6 +145,11 @@ class Output:
         error = {"code": known, "message": told.text}
         self.response |= {"status": "failed", "error": error, "output": self._items}
         yield self._event("response.failed", response=self.response)
+
+    def cancelled(self) -> Iterator[JSON]:
+        """The same of one that is not wanted any more: of that no event tells."""
+        self.response |= {"status": "cancelled", "output": self._items}
+        return iter(())
 
     # --- what comes in
 
@@ -299,8 +313,8 @@ def _begun(request: w.ResponseRequest) -> JSON:
         "id": new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
-        "status": "in_progress",
-        "background": False,
+        "status": "queued" if request.background else "in_progress",
+        "background": bool(request.background),
         "completed_at": None,
         "error": None,
         "incomplete_details": None,

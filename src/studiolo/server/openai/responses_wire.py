@@ -347,6 +347,7 @@ class ResponseRequest(Extensions):
 
     model: str = Field(min_length=1)
     input: Input
+    background: bool | None = None
     instructions: str | None = None
     include: Annotated[
         list[Include] | None, emulated("logprobs and encrypted_content; of tools there are no results")
@@ -377,8 +378,9 @@ class ResponseRequest(Extensions):
     user: Annotated[str | None, ignored(NOT_KEPT)] = None
 
     access_programs: Annotated[Any, refused("there are none")] = None
-    background: Annotated[bool | None, refused("send it in a batch", False)] = None
-    background_options: Annotated[Any, refused("send it in a batch")] = None
+    background_options: Annotated[
+        Any, refused("it is begun at once; send it in a batch for half the price")
+    ] = None
     context_management: Annotated[Any, refused("contexts are not compacted", [])] = None
     conversation: Annotated[Any, refused("use previous_response_id")] = None
     image: Annotated[Any, refused("pictures are not compressed")] = None

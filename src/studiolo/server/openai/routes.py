@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
 
 from studiolo.server.openai import (
@@ -16,6 +18,7 @@ from studiolo.server.openai import (
     models,
     moderations,
     responses,
+    responses_background,
     uploads,
 )
 from studiolo.server.studio import Studio
@@ -33,5 +36,6 @@ def router() -> APIRouter:
 
 def prepare(studio: Studio) -> None:
     """Joins the dialect to the rooms behind it."""
+    studio.opening.append(partial(responses_background.tell_of_left, studio))
     if studio.batches is not None:
         batch_answers.register(studio)
