@@ -16,7 +16,7 @@ from studiolo.errors import StudioloError
 
 if TYPE_CHECKING:
     from studiolo.drawing.model import load
-    from studiolo.dreambooth.trainer import train
+    from studiolo.dreambooth.trainer import train  # with scores, from evaluation.training
     from studiolo.evaluation.scores import score
     from studiolo.language.asking import Chat, ask, count_tokens, embed, keep
 
@@ -36,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "load": "studiolo.drawing.model",
-    "train": "studiolo.dreambooth.trainer",
+    "train": "studiolo.evaluation.training",
     "score": "studiolo.evaluation.scores",
     "ask": "studiolo.language.asking",
     "Chat": "studiolo.language.asking",

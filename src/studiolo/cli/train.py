@@ -67,20 +67,21 @@ def train(
     if defaults:
         typer.echo(Recipe().to_yaml(), nl=False)
         return
-    from studiolo.dreambooth import trainer
+    from studiolo.dreambooth.trainer import Interrupted
+    from studiolo.evaluation import training
 
     chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
     if identifier is not None:
         chosen = chosen.with_values({"identifier": identifier})
     try:
         if resume is None:
-            trainer.train(images, class_noun, name, base, chosen, out, replace=replace)
+            training.train(images, class_noun, name, base, chosen, out, replace=replace)
             return
         if images or class_noun or name or base or recipe or settings or identifier or out:
             raise StudioloError(
                 "a resumed run has its images and settings already", remedy="Give --resume RUN alone."
             )
-        trainer.resume(resume, replace=replace)
-    except trainer.Interrupted as stopped:
+        training.resume(resume, replace=replace)
+    except Interrupted as stopped:
         typer.echo(f"\n{stopped}", err=True)
         raise typer.Exit(128 + stopped.signum) from None

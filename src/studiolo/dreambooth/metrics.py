@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -73,13 +74,14 @@ class MetricsFile:
     again.
     """
 
-    def __init__(self, path: Path, upto: int) -> None:
+    def __init__(self, path: Path, upto: int, columns: Sequence[str] = COLUMNS) -> None:
         self.path = path
-        kept = [row for row in _rows(path) if int(row[0]) <= upto]
+        kept = [row for row in _rows(path, len(columns)) if int(row[0]) <= upto]
         with atomic_path(path) as temporary:
-            temporary.write_text(_text([COLUMNS, *kept]), encoding="utf-8")
+            temporary.write_text(_text([columns, *kept]), encoding="utf-8")
 
-    def append(self, record: StepRecord) -> None:
+    def append(self, record: Any) -> None:
+        """`record` is a dataclass with the file's columns as fields."""
         # Floats are written by repr: reading them gives the same bits.
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(_text([list(astuple(record))]))
@@ -110,14 +112,12 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _rows(path: Path, columns: int) -> list[list[str]]:
     """Whole rows of the file; a last line that was cut off by a kill is none."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-    return [
-        row for row in csv.reader(line for line in lines if line.endswith("\n")) if len(row) == len(COLUMNS)
-    ]
+    return [row for row in csv.reader(line for line in lines if line.endswith("\n")) if len(row) == columns]
 
 
 def _text(rows: Sequence[Sequence[object]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from studiolo.dreambooth.recipe_group import Group, Sampler
 
@@ -50,3 +50,13 @@ class ScoreSettings(Group):
         "best",
         description="The step that is exported. best: the highest composite; the last then lies in last/.",
     )
+
+    @model_validator(mode="after")
+    def _choices_fit(self) -> ScoreSettings:
+        if not self.fidelity_weight + self.prompt_weight + self.drift_weight:
+            raise ValueError(
+                "the composite has no weight: set one of scores.fidelity_weight, prompt_weight, drift_weight"
+            )
+        if self.patience is not None and not self.every:
+            raise ValueError("scores.patience counts scores, and there are none: set scores.every")
+        return self

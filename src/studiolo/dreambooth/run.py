@@ -18,7 +18,8 @@ from studiolo.training.checkpoint import all_checkpoints
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: recipe.yaml, run.json, metrics.csv, checkpoints/, previews/, tensorboard/, model/."""
+    """A run folder: recipe.yaml, run.json, metrics.csv, checkpoints/, previews/, tensorboard/, model/;
+    with scores scores.csv, scores/, best/ and, where the best step was exported, last/."""
 
     folder: Path
 
@@ -45,6 +46,11 @@ class Run:
     @property
     def model(self) -> Path:
         return self.folder / "model"
+
+    @property
+    def last(self) -> Path:
+        """The model of the last step, where model/ is that of a better one."""
+        return self.folder / "last"
 
     @property
     def newest_checkpoint(self) -> Path | None:

@@ -24,6 +24,7 @@ from studiolo.dreambooth.prior import ClassExamples, ClassImageMaker, ClassImage
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run, describe_images
+from studiolo.dreambooth.scoring import ScoreKeeper, Scorer
 from studiolo.dreambooth.subject import Subject
 from studiolo.dreambooth.trackers import Tracker, open_trackers
 from studiolo.dreambooth.transforms import Transform
@@ -53,10 +54,13 @@ class Teaching:
     base: ModelRef
     components: Components
     subject: Subject
+    scorer: Scorer | None = None
+    """Judges the model while it is trained, where the recipe asks for scores."""
     facts: dict[str, Any] = field(init=False)
     """What the run is made from: the core of run.json and of the model's card."""
     _interruption: Interruption = field(init=False, default_factory=Interruption)
     _average: MovingAverage | None = field(init=False, default=None)
+    _keeper: ScoreKeeper | None = field(init=False, default=None)
     _trackers: list[Tracker] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -104,12 +108,25 @@ class Teaching:
             raise self._told(self._interruption.signum)
 
     def export(self) -> None:
-        """Writes the taught model, with its card, to the run's model/ folder: whole, or not at all."""
-        with atomic_dir(self.run.model) as folder, evaluating(self.module, self._average):
+        """Writes the taught model, with its card, to the run's model/ folder: whole, or not at all.
+
+        Where the best step by its scores is exported, the last one goes to last/ before.
+        """
+        step, average, card = self.trainer.global_step, self._average, {}
+        if self._keeper and self._keeper.best and self.recipe.scores.export == "best":
+            card = {"scores": self._keeper.best}
+            if self._keeper.best["step"] != step:
+                self._write(self.run.last, average, {"step": step})
+                self._keeper.put_best(self.module)
+                step, average = int(self._keeper.best["step"]), None
+        self._write(self.run.model, average, {"step": step} | card)
+
+    def _write(self, folder: Path, average: MovingAverage | None, card: dict[str, Any]) -> None:
+        with atomic_dir(folder) as temporary, evaluating(self.module, average):
             self.components.to("cpu")
-            save_components(self.components, folder, dtype=getattr(torch, self.recipe.weights_dtype))
-            card = self.facts | {"fingerprint": load_components(folder).fingerprint()}
-            (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+            save_components(self.components, temporary, dtype=getattr(torch, self.recipe.weights_dtype))
+            card = self.facts | card | {"fingerprint": load_components(temporary).fingerprint()}
+            (temporary / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
     def wait_for_all(self) -> None:
         """Returns when every process of the training is here."""
@@ -134,6 +151,11 @@ class Teaching:
                 recipe, self.components, self._identifier, run.previews, trackers, self._average
             )
             callbacks.append(painter)
+        if self.scorer:
+            self._keeper = ScoreKeeper(
+                recipe, self.scorer, self.components, run.folder, trackers, self._average, self.display
+            )
+            callbacks.append(self._keeper)
         # Last, so that a checkpoint holds what the others did in its step.
         callbacks.append(
             Checkpoints(run.checkpoints, recipe.checkpoint_every, recipe.keep_checkpoints, self._interruption)

@@ -15,7 +15,8 @@ from studiolo.dreambooth.identifier import check_identifier, find_identifier
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
-from studiolo.dreambooth.subject import load_subject
+from studiolo.dreambooth.scoring import Scorer, ScorerMaker
+from studiolo.dreambooth.subject import Subject, load_subject
 from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trackers import check_trackers
 from studiolo.errors import StudioloError
@@ -41,6 +42,7 @@ def train(
     *,
     replace: bool = False,
     display: Display | None = None,
+    scorer: ScorerMaker | None = None,
     **settings: Any,
 ) -> ImageModel:
     """Teaches a subject and registers it as a model.
@@ -54,6 +56,7 @@ def train(
         out: the run folder; by default a new one in the data folder.
         replace: whether a model that has the name already may lose it.
         display: where notes and progress are shown; by default the terminal.
+        scorer: makes who judges while training; `studiolo.train` brings one.
         settings: of the recipe, such as `steps=200` or `class_images={"count": 32}`.
 
     Returns:
@@ -73,10 +76,16 @@ def train(
     if first_process():
         run.check_free()
     with display or Display() as shown:
-        return _carry_out(_begin(chosen, sources, run, shown), replace)
+        return _carry_out(_begin(chosen, sources, run, shown, scorer), replace)
 
 
-def resume(run: str | Path, *, replace: bool = False, display: Display | None = None) -> ImageModel:
+def resume(
+    run: str | Path,
+    *,
+    replace: bool = False,
+    display: Display | None = None,
+    scorer: ScorerMaker | None = None,
+) -> ImageModel:
     """Goes on with an interrupted run from its newest checkpoint, exactly as if it had never stopped.
 
     Raises:
@@ -86,7 +95,7 @@ def resume(run: str | Path, *, replace: bool = False, display: Display | None = 
     recipe = found.load_recipe()
     check_name(recipe.name or "", replace=replace or found.has_name(recipe.name or ""))
     with display or Display() as shown:
-        teaching = _prepare(recipe, found, shown)
+        teaching = _prepare(recipe, found, shown, scorer)
         found.check_same(teaching.facts)
         return _carry_out(teaching, replace)
 
@@ -107,12 +116,14 @@ def _check_complete(recipe: Recipe, sources: list[Source], out: str | Path | Non
         )
 
 
-def _begin(recipe: Recipe, sources: list[Source], run: Run, display: Display) -> Teaching:
+def _begin(
+    recipe: Recipe, sources: list[Source], run: Run, display: Display, scorer: ScorerMaker | None
+) -> Teaching:
     """A new run: everything is checked before the folder says that it has begun."""
     display.note(f"run folder: {run.folder}")
     try:
         files = [_as_file(source, run.folder / "images", i) for i, source in enumerate(sources)]
-        teaching = _prepare(recipe.with_values({"images": files}), run, display)
+        teaching = _prepare(recipe.with_values({"images": files}), run, display, scorer)
         if first_process():
             run.begin(teaching.recipe, teaching.facts)
     except BaseException:
@@ -132,7 +143,7 @@ def _as_file(source: Source, folder: Path, index: int) -> str:
     return str(path)
 
 
-def _prepare(recipe: Recipe, run: Run, display: Display) -> Teaching:
+def _prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | None) -> Teaching:
     """Loads and checks the base, the images and the identifier; the recipe comes back resolved."""
     check_trackers(recipe)
     base = resolve(recipe.base)
@@ -154,7 +165,17 @@ def _prepare(recipe: Recipe, run: Run, display: Display) -> Teaching:
     else:
         identifier = _find_identifier(components, subject.class_noun, display)
     resolved = {"class_noun": subject.class_noun, "identifier": identifier, "resolution": size}
-    return Teaching(recipe.with_values(resolved), run, display, base, components, subject)
+    recipe = recipe.with_values(resolved)
+    judge = _open_scorer(recipe, scorer, subject) if recipe.scores.every else None
+    return Teaching(recipe, run, display, base, components, subject, judge)
+
+
+def _open_scorer(recipe: Recipe, scorer: ScorerMaker | None, subject: Subject) -> Scorer:
+    if scorer is None:
+        raise StudioloError(
+            "nobody was given who judges", where="scores.every", remedy="Train by studiolo.train."
+        )
+    return scorer(recipe, [image.image for image in subject.images])
 
 
 def check_rate(recipe: Recipe, parameters: int) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
-from studiolo.dreambooth.trainer import train
 from studiolo.errors import StudioloError
 from studiolo.evaluation.report import Report
 from studiolo.evaluation.scores import Bar, score
+from studiolo.evaluation.training import train
 
 SUBJECTS = Path(__file__).resolve().parent.parent / "base" / "subjects"
 MODEL_NAME = "demo"

@@ -71,10 +71,21 @@ class TransformerEmbedder:
     @torch.no_grad()
     def embed(self, images: Sequence[Image.Image]) -> Tensor:
         parts = self.prepare(images).split(self.batch_size)
-        return F.normalize(torch.cat([self.read(self.network(part)) for part in parts]), dim=1)
+        found = [self.read(self.network(part.to(self.network.device))) for part in parts]
+        return F.normalize(torch.cat(found), dim=1).cpu()
 
 
-def load_embedder(name: str = "eye", folder: str | Path | None = None) -> Embedder:
+DINO_WEIGHTS = "facebook/dino-vits16"
+DINO_PREPARATION = _Preparation(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP_WEIGHTS = "openai/clip-vit-base-patch32"
+CLIP_PREPARATION = _Preparation(
+    224, 224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+)
+
+
+def load_embedder(
+    name: str = "eye", folder: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Embedder:
     """The embedder of that name: eye, dino (ViT-S/16, the CLS token) or clip (ViT-B/32, image features).
 
     DINO and CLIP are prepared as in the paper's evaluation (resize 256 bicubic, crop 224; resize 224).
@@ -89,46 +100,52 @@ def load_embedder(name: str = "eye", folder: str | Path | None = None) -> Embedd
         raise StudioloError(
             f"there is no embedder {name!r}", where="embedder", remedy=f"Use one of {', '.join(_EMBEDDERS)}."
         )
-    return _EMBEDDERS[name](folder)
+    return _EMBEDDERS[name](folder, device)
 
 
-def _eye(folder: str | Path | None) -> Embedder:
-    return EyeEmbedder(Eye.load(folder) if folder else shipped_eye())
+def _eye(folder: str | Path | None, device: str | torch.device) -> Embedder:
+    return EyeEmbedder(Eye.load(folder) if folder else shipped_eye())  # small: it stays on the CPU
 
 
-def _dino(folder: str | Path | None) -> Embedder:
+def _dino(folder: str | Path | None, device: str | torch.device) -> Embedder:
     from transformers import ViTModel
 
-    source = folder or "facebook/dino-vits16"
-    network = _pretrained(
-        lambda **options: ViTModel.from_pretrained(source, add_pooling_layer=False, **options), source
+    network = pretrained(ViTModel, folder or DINO_WEIGHTS, device, add_pooling_layer=False)
+    return TransformerEmbedder(
+        "dino", network, DINO_PREPARATION, lambda output: output.last_hidden_state[:, 0]
     )
-    prepare = _Preparation(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return TransformerEmbedder("dino", network, prepare, lambda output: output.last_hidden_state[:, 0])
 
 
-def _clip(folder: str | Path | None) -> Embedder:
+def _clip(folder: str | Path | None, device: str | torch.device) -> Embedder:
     from transformers import CLIPVisionModelWithProjection
 
-    source = folder or "openai/clip-vit-base-patch32"
-    network = _pretrained(
-        lambda **options: CLIPVisionModelWithProjection.from_pretrained(source, **options), source
-    )
-    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    return TransformerEmbedder(
-        "clip", network, _Preparation(224, 224, mean, deviation), lambda output: output.image_embeds
-    )
+    network = pretrained(CLIPVisionModelWithProjection, folder or CLIP_WEIGHTS, device)
+    return TransformerEmbedder("clip", network, CLIP_PREPARATION, lambda output: output.image_embeds)
 
 
-_EMBEDDERS: dict[str, Callable[[str | Path | None], Embedder]] = {"eye": _eye, "dino": _dino, "clip": _clip}
+_EMBEDDERS: dict[str, Callable[[str | Path | None, str | torch.device], Embedder]] = {
+    "eye": _eye,
+    "dino": _dino,
+    "clip": _clip,
+}
 
 
-def _pretrained(load: Callable[..., Any], source: str | Path) -> Any:
+def pretrained(
+    kind: Any, source: str | Path, device: str | torch.device | None = None, **options: Any
+) -> Any:
+    """A network or tokenizer of the transformers library; networks frozen, on `device`.
+
+    Raises:
+        StudioloError: `source`, a folder or a name on the hub, does not lead to it.
+    """
     try:
-        return load(use_safetensors=True).eval().requires_grad_(False)
+        if device is None:
+            return kind.from_pretrained(source, **options)
+        network = kind.from_pretrained(source, use_safetensors=True, **options)
+        return network.eval().requires_grad_(False).to(device)
     except Exception as error:  # the hub's clients raise errors of several libraries for "no network" alone
         raise StudioloError(
             f"the weights cannot be had ({type(error).__name__})",
             where=source,
-            remedy="Connect to the hub, name a folder that holds them, or use --embedder eye.",
+            remedy="Connect to the hub, name a folder that holds them, or use the eye as the embedder.",
         ) from error

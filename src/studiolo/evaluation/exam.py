@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+from PIL import Image
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.sampling import OnStep, SamplerSettings, generate
@@ -38,17 +40,24 @@ class Exam:
     Args:
         class_noun: of the subject.
         n: pictures of each prompt, of seeds seed, seed + 1, ...; another prompt has the same seeds.
+        length: how many of the contexts are asked for.
     """
 
     class_noun: str
     n: int = 4
     seed: int = 0
     settings: SamplerSettings = field(default_factory=SamplerSettings)
+    length: int = len(CONTEXTS)
+
+    @property
+    def contexts(self) -> dict[str, str]:
+        """Those of CONTEXTS that are asked for."""
+        return dict(list(CONTEXTS.items())[: self.length])
 
     @property
     def backgrounds(self) -> list[str]:
         """What each picture's background should be, for any of the three sets."""
-        return [name for name in CONTEXTS.values() for _ in range(self.n)]
+        return [name for name in self.contexts.values() for _ in range(self.n)]
 
     @property
     def unrelated_nouns(self) -> list[str]:
@@ -57,23 +66,24 @@ class Exam:
 
     @property
     def _unrelated(self) -> list[str]:
-        return [noun for noun in UNRELATED if noun != self.class_noun][: len(CONTEXTS)]
+        return [noun for noun in UNRELATED if noun != self.class_noun][: self.length]
 
     def subject_prompts(self, identifier: str) -> list[str]:
         return [
-            fill_identifier(f"a photo of [V] {self.class_noun} {where}", identifier) for where in CONTEXTS
+            fill_identifier(f"a photo of [V] {self.class_noun} {where}", identifier)
+            for where in self.contexts
         ]
 
     def class_prompts(self) -> list[str]:
-        return [fill(f"a photo of a {{class_noun}} {where}", self.class_noun) for where in CONTEXTS]
+        return [fill(f"a photo of a {{class_noun}} {where}", self.class_noun) for where in self.contexts]
 
     def unrelated_prompts(self) -> list[str]:
-        pairs = zip(self._unrelated, CONTEXTS, strict=True)
+        pairs = zip(self._unrelated, self.contexts, strict=True)
         return [fill(f"a photo of a {{class_noun}} {where}", noun) for noun, where in pairs]
 
     def pictures(self, subject: bool) -> int:
         """How many pictures `draw` makes."""
-        return (3 if subject else 2) * len(CONTEXTS) * self.n
+        return (3 if subject else 2) * self.length * self.n
 
     def draw(
         self, components: Components, identifier: str | None, on_step: OnStep | None = None
@@ -81,12 +91,18 @@ class Exam:
         """The pictures of a model; without an identifier it is not asked for the subject."""
         asked = [self.class_prompts(), self.unrelated_prompts()]
         asked += [self.subject_prompts(identifier)] if identifier else []
-        prompts = [prompt for prompts in asked for prompt in prompts for _ in range(self.n)]
-        seeds = [self.seed + i % self.n for i in range(len(prompts))]
-        images = generate(components, prompts, seeds, self.settings, batch_size=_BATCH, on_step=on_step)
-        size = len(CONTEXTS) * self.n
+        images = self.draw_prompts(components, [prompt for part in asked for prompt in part], on_step)
+        size = self.length * self.n
         return Portfolio(images[:size], images[size : 2 * size], images[2 * size :])
+
+    def draw_prompts(
+        self, components: Components, prompts: Sequence[str], on_step: OnStep | None = None
+    ) -> list[Image.Image]:
+        """`n` pictures of each prompt, prompt by prompt."""
+        repeated = [prompt for prompt in prompts for _ in range(self.n)]
+        seeds = [self.seed + i % self.n for i in range(len(repeated))]
+        return generate(components, repeated, seeds, self.settings, batch_size=_BATCH, on_step=on_step)
 
     def columns(self) -> Iterator[slice]:
         """The places of each context's pictures in a set."""
-        return (slice(i * self.n, (i + 1) * self.n) for i in range(len(CONTEXTS)))
+        return (slice(i * self.n, (i + 1) * self.n) for i in range(self.length))

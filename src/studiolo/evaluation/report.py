@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from studiolo.drawing.sheet import comparison_table, contact_sheet
-from studiolo.evaluation.exam import CONTEXTS, Exam
+from studiolo.evaluation.exam import Exam
 from studiolo.evaluation.portfolio import Portfolio
 from studiolo.store.files import atomic_path
 
@@ -101,11 +101,11 @@ class Report:
         table = comparison_table(
             [[pictures[part][0] for part in self.exam.columns()] for pictures in rows.values()],
             row_captions=list(rows),
-            column_captions=list(CONTEXTS),
+            column_captions=list(self.exam.contexts),
             title=f"{self.facts['model']} against {self.facts['base']}, seed {self.exam.seed}",
             cell=_CELL,
         )
-        columns = len(CONTEXTS) + 1
+        columns = self.exam.length + 1
         taught = contact_sheet(self.training[:columns], columns=columns, title="What was taught", cell=_CELL)
         return _stacked(taught, table)
 
@@ -138,9 +138,9 @@ class Report:
         unrelated = self.exam.unrelated_prompts()
         sheets = {
             "Training images": contact_sheet(self.training, cell=_CELL),
-            f"The subject, drawn by {model}": self._table(self.after.subject_pictures, CONTEXTS),
-            f"The class, drawn by {base}": self._table(self.before.class_pictures, CONTEXTS),
-            f"The class, drawn by {model}": self._table(self.after.class_pictures, CONTEXTS),
+            f"The subject, drawn by {model}": self._table(self.after.subject_pictures, self.exam.contexts),
+            f"The class, drawn by {base}": self._table(self.before.class_pictures, self.exam.contexts),
+            f"The class, drawn by {model}": self._table(self.after.class_pictures, self.exam.contexts),
             f"Unrelated things, drawn by {base}": self._table(self.before.unrelated_pictures, unrelated),
             f"Unrelated things, drawn by {model}": self._table(self.after.unrelated_pictures, unrelated),
         }

@@ -100,7 +100,8 @@ class Checkpoints(StepCallback):
         self.interruption = interruption
 
     def on_step(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        stop = trainer.strategy.reduce_boolean_decision(self.interruption.asked, all=False)
+        wanted = self.interruption.asked or trainer.should_stop  # a callback before this one may have set it
+        stop = trainer.strategy.reduce_boolean_decision(wanted, all=False)
         if stop or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer, step)
         trainer.should_stop = trainer.should_stop or stop

@@ -1,0 +1,104 @@
+"""`studiolo.train` with those who judge: scores while training, for a best step and an early stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from PIL import Image
+
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.sampling import SamplerSettings
+from studiolo.drawing.model import ImageModel
+from studiolo.drawing.sheet import comparison_table
+from studiolo.dreambooth import trainer
+from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.scoring import Baseline, Marks
+from studiolo.evaluation import measures
+from studiolo.evaluation.embedders import Embedder, load_embedder
+from studiolo.evaluation.exam import Exam
+from studiolo.evaluation.eye import shipped_eye
+from studiolo.evaluation.prompting import Asked, ClipJudge, EyeJudge, PromptJudge
+from studiolo.evaluation.textimage import load_text_image
+
+
+class TrainingScorer:
+    """Judges a model that is being taught by a short exam: the subject and its class in some contexts.
+
+    Args:
+        images: those that the subject is learned from.
+    """
+
+    def __init__(
+        self,
+        exam: Exam,
+        identifier: str,
+        images: Sequence[Image.Image],
+        embedder: Embedder,
+        prompts: PromptJudge,
+    ) -> None:
+        self.exam, self.identifier, self.embedder, self.prompts = exam, identifier, embedder, prompts
+        self._training = embedder.embed(images)
+
+    def marks(self, components: Components, baseline: Baseline | None) -> Marks:
+        """The marks of the model as it stands; without a `baseline`, of the untaught one."""
+        count = self.exam.length * self.exam.n
+        words = [*self.exam.subject_prompts(self.identifier), *self.exam.class_prompts()]
+        pictures = self.exam.draw_prompts(components, words)
+        subject, of_class = pictures[:count], pictures[count:]
+        seen = self.embedder.embed(of_class)
+        if baseline is None:
+            agreement = self.prompts.agreement(of_class, self._asked)
+            baseline = {"class": seen, "prompt": torch.tensor(agreement, dtype=torch.float64)}
+        fits, best = self.prompts.agreement(subject, self._asked), float(baseline["prompt"])
+        return Marks(
+            fidelity=measures.fidelity(self.embedder.embed(subject), self._training),
+            # A base that fits no prompt leaves nothing to lose.
+            prompt=min(1.0, fits / best) if best > 0 else 1.0,
+            drift=measures.drift(baseline["class"], seen),
+            sheet=self._sheet(subject, of_class),
+            baseline=baseline,
+        )
+
+    @property
+    def _asked(self) -> list[Asked]:
+        """Of each picture of the class or the subject."""
+        prompts = [prompt for prompt in self.exam.class_prompts() for _ in range(self.exam.n)]
+        return [Asked(*pair) for pair in zip(prompts, self.exam.backgrounds, strict=True)]
+
+    def _sheet(self, subject: Sequence[Image.Image], of_class: Sequence[Image.Image]) -> Image.Image:
+        rows, captions = [], []
+        for name, pictures in (("subject", subject), ("class", of_class)):
+            for number, row in enumerate(zip(*(pictures[part] for part in self.exam.columns()), strict=True)):
+                rows.append(row)
+                captions.append(f"the {name}, seed {self.exam.seed + number}")
+        return comparison_table(rows, row_captions=captions, column_captions=list(self.exam.contexts))
+
+
+def training_scorer(recipe: Recipe, images: Sequence[Image.Image]) -> TrainingScorer:
+    """Who judges the training of a resolved recipe.
+
+    Raises:
+        StudioloError: the weights of the embedder, or of CLIP, cannot be had.
+    """
+    chosen = recipe.scores
+    settings = SamplerSettings(chosen.sampler, chosen.steps, chosen.guidance_scale)
+    exam = Exam(recipe.class_noun or "", chosen.n, chosen.seed, settings, chosen.contexts)
+    device = "cuda" if recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
+    prompts: PromptJudge = EyeJudge(shipped_eye())
+    if chosen.embedder != "eye":
+        prompts = ClipJudge(load_text_image(chosen.text_weights, device))
+    embedder = load_embedder(chosen.embedder, chosen.weights, device)
+    return TrainingScorer(exam, recipe.identifier or "", images, embedder, prompts)
+
+
+@wraps(trainer.train)
+def train(*args: Any, **kwargs: Any) -> ImageModel:
+    return trainer.train(*args, **{"scorer": training_scorer} | kwargs)
+
+
+@wraps(trainer.resume)
+def resume(*args: Any, **kwargs: Any) -> ImageModel:
+    return trainer.resume(*args, **{"scorer": training_scorer} | kwargs)
