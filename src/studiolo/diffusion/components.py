@@ -169,6 +169,13 @@ class Components:
                 )
         return config.in_channels, sides[0] // self.vae_factor, sides[1] // self.vae_factor
 
+    @property
+    def size_step(self) -> int:
+        """Pixels that sides of training images are best multiples of: all levels of the denoiser halve them."""
+        config = self.denoiser.config
+        levels = len(config.get("block_out_channels", ()))
+        return self.vae_factor * (2 ** (levels - 1) if levels else config.get("patch_size", 1))
+
     def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as the denoiser has them, to what the VAE decodes."""
         config = self.vae.config
@@ -177,15 +184,18 @@ class Components:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Components:
         """Moves and casts the networks in place; returns itself.
 
-        A VAE that overflows in float16 (SDXL's, as it was published) is kept in float32 instead.
+        What overflows in float16 becomes float32 instead: SDXL's VAE as it was published, some layers of T5.
         """
-        careful = self.family.careful_vae and self.vae.config.force_upcast and dtype == torch.float16
         for name, module in self.modules.items():
-            chosen: dict[str, Any] = {"device": device, "dtype": dtype}
-            if careful and name == "vae":
-                chosen["dtype"] = torch.float32
-            # Not diffusers' own `to`, which warns of layers to be kept in float32 even where there are none.
-            torch.nn.Module.to(module, **{key: value for key, value in chosen.items() if value is not None})
+            if (
+                dtype == torch.float16
+                and name == "vae"
+                and self.family.careful_vae
+                and module.config.force_upcast
+            ):
+                _move(module, device, torch.float32)
+            else:
+                _move(module, device, dtype)
         return self
 
     def copy(self) -> Components:
@@ -231,6 +241,15 @@ class Components:
             return kept | {"vocabulary": vocabularies[0], "max_length": lengths[0]}
         family = asdict(self.family) | {"name": self.family.name}  # type: ignore[call-overload]
         return kept | {"family": family, "vocabularies": vocabularies, "max_lengths": lengths}
+
+
+def _move(module: Any, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """As `torch.nn.Module.to`, with the parts that transformers keeps in float32 kept so in float16."""
+    keep = set(getattr(module, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    for name, part in module.named_modules():
+        chosen = torch.float32 if keep & set(name.split(".")) else dtype
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            tensor.data = tensor.data.to(device, chosen if tensor.is_floating_point() else None)
 
 
 def is_flow(scheduler_config: dict[str, Any]) -> bool:
