@@ -13,6 +13,7 @@ from studiolo.server.app import create_app
 from studiolo.server.dialects import GEMINI, OPENAI
 from studiolo.server.gemini import fields as gemini
 from studiolo.server.openai.batches_wire import BatchRequest
+from studiolo.server.openai.chat_kept import ChangeRequest
 from studiolo.server.openai.chat_wire import ChatRequest
 from studiolo.server.openai.embeddings import EmbeddingRequest
 from studiolo.server.openai.files import FileRequest
@@ -30,6 +31,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 
 REQUESTS: dict[str, type[Wire]] = {
     "chat/completions": ChatRequest,
+    "chat/completions/ID": ChangeRequest,
     "responses": ResponseRequest,
     "embeddings": EmbeddingRequest,
     "images/generations": ImageRequest,

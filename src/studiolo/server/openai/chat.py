@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from studiolo.language import conversation as c
-from studiolo.language.collect import collected
+from studiolo.language.collect import Collector, collected
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
 from studiolo.server.errors import Told
-from studiolo.server.openai import answering, document
+from studiolo.server.openai import answering, chat_kept, document
 from studiolo.server.openai.answering import WAITING, Asking, in_terms
 from studiolo.server.openai.chat_answer import Chunks, Frame, completion_of
 from studiolo.server.openai.chat_request import custom_tools, request_of
@@ -71,8 +71,8 @@ async def chat_completions(
     if chat.stream:
         options = chat.stream_options
         chunks = Chunks(frame, include_usage=bool(options and options.include_usage))
-        return Stream(_events(asking, wanted, chunks), broken=_broken)
-    return JSONResponse(await attended(request, _whole(asking, wanted, frame)))
+        return Stream(_events(asking, chat, wanted, chunks, frame), broken=_broken)
+    return JSONResponse(await attended(request, _whole(asking, chat, wanted, frame)))
 
 
 async def answer_item(asking: Asking, body: dict[str, Any]) -> dict[str, Any]:
@@ -85,25 +85,34 @@ async def answer_item(asking: Asking, body: dict[str, Any]) -> dict[str, Any]:
     frame = Frame(chat.model, custom_tools(chat), logprobs=bool(chat.logprobs))
     with in_terms(FIELDS):
         wanted = await asking.resolved(request_of(chat, show=asking.shown(chat.model)))
-    return await _whole(asking, wanted, frame)
+    return await _whole(asking, chat, wanted, frame)
 
 
-async def _whole(asking: Asking, wanted: c.Request, frame: Frame) -> dict[str, Any]:
+async def _whole(asking: Asking, chat: ChatRequest, wanted: c.Request, frame: Frame) -> dict[str, Any]:
     with in_terms(FIELDS):
-        return completion_of(await collected(asking.answer(wanted)), frame)
+        completion = completion_of(await collected(asking.answer(wanted)), frame)
+    await chat_kept.keep(asking, chat, completion)
+    return completion
 
 
-async def _events(asking: Asking, wanted: c.Request, chunks: Chunks) -> AsyncGenerator[Event]:
+async def _events(
+    asking: Asking, chat: ChatRequest, wanted: c.Request, chunks: Chunks, frame: Frame
+) -> AsyncGenerator[Event]:
+    said = Collector() if chat.store else None
     with in_terms(FIELDS):
         async with aclosing(with_pauses(asking.answer(wanted), answering.KEEP_ALIVE)) as deltas:
             async for delta in deltas:
                 if delta is None:
                     yield WAITING
                     continue
+                if said is not None:
+                    said.add(delta)
                 for chunk in chunks.of(delta):
                     yield Event(chunk)
     for chunk in chunks.end():
         yield Event(chunk)
+    if said is not None:
+        await chat_kept.keep(asking, chat, completion_of(said.response(), frame))
     yield Event("[DONE]")
 
 

@@ -325,6 +325,7 @@ class ChatRequest(Extensions):
     response_format: ResponseFormat | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
+    store: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -341,14 +342,13 @@ class ChatRequest(Extensions):
         emulated("image, which is not OpenAI's, of a model that draws; audio is refused"),
     ] = None
 
-    metadata: Annotated[Metadata | None, ignored("chat completions are not kept")] = None
+    metadata: Annotated[Metadata | None, emulated("kept with `store`, and without it of no effect")] = None
     prediction: Annotated[dict[str, Any] | None, ignored("it makes no answer different")] = None
     prompt_cache_key: Annotated[str | None, ignored(CACHED_BY_ITSELF)] = None
     prompt_cache_options: Annotated[dict[str, Any] | None, ignored(CACHED_BY_ITSELF)] = None
     prompt_cache_retention: Annotated[str | None, ignored(CACHED_BY_ITSELF)] = None
     safety_identifier: Annotated[str | None, ignored(NOT_KEPT)] = None
     service_tier: Annotated[str | None, ignored("there is one tier, default")] = None
-    store: Annotated[bool | None, ignored("chat completions are not kept; responses are")] = None
     user: Annotated[str | None, ignored(NOT_KEPT)] = None
 
     audio: Annotated[Any, refused("answers are in text")] = None

@@ -11,6 +11,7 @@ from studiolo.server.openai import (
     batch_answers,
     batches,
     chat,
+    chat_kept,
     embeddings,
     files,
     fine_tuning,
@@ -28,7 +29,8 @@ def router() -> APIRouter:
     """All routes of the dialect."""
     made = APIRouter(tags=["OpenAI"])
     for part in (
-        chat, responses, embeddings, models, files, uploads, batches, images, fine_tuning, audio, moderations,
+        chat, chat_kept, responses, embeddings, models, files, uploads, batches, images, fine_tuning, audio,
+        moderations,
     ):  # fmt: skip
         part.add_routes(made)
     return made
