@@ -171,7 +171,7 @@ class Components:
 
     @property
     def size_step(self) -> int:
-        """Pixels that sides of training images are best multiples of: all levels of the denoiser halve them."""
+        """Pixels whose multiples suit training images best: every level of the denoiser halves them."""
         config = self.denoiser.config
         levels = len(config.get("block_out_channels", ()))
         return self.vae_factor * (2 ** (levels - 1) if levels else config.get("patch_size", 1))
