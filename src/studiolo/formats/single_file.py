@@ -1,0 +1,278 @@
+"""A whole model in one file, with CompVis' names, as AUTOMATIC1111 and ComfyUI read it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.families import FAMILIES
+from studiolo.errors import StudioloError
+from studiolo.formats import compvis
+from studiolo.formats.clip_vocabulary import clip_tokenizer, is_clip
+from studiolo.formats.inferring import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIP_XL, Description, infer
+from studiolo.formats.tensors import OnProgress, Tensors, read_metadata, read_tensors, write_tensors
+from studiolo.models.registry import CARD_KEY
+
+DESCRIPTION_KEY = "studiolo.model"
+_TOKENIZER_JSON = "tokenizer.json"
+_PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+
+
+def read_single_file(file: str | Path, dtype: torch.dtype | None = torch.float32) -> Components:
+    """The model in a .safetensors or .ckpt file: Stable Diffusion 1.x, 2.x or XL, in eval mode.
+
+    Configs stand in the metadata of files that Studiolo wrote; for others those of the published
+    architecture are taken. Weights are cast to `dtype` (None: as they are stored). EMA weights, which some
+    files have beside the others, are not used.
+
+    Raises:
+        StudioloError: the file is damaged or no such model.
+    """
+    file = Path(file)
+    tensors = read_tensors(file)
+    try:
+        told = describe(file, tensors)
+        return _build(told, tensors, dtype)
+    except StudioloError as error:
+        raise StudioloError(error.message, where=error.where or file, remedy=error.remedy) from error
+    except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise StudioloError(
+            f"not a model that can be read: {type(error).__name__}: {error}",
+            where=file,
+            remedy="Its weights are of another architecture, or some are missing.",
+        ) from error
+
+
+def describe(file: Path, tensors: Tensors | None = None) -> Description:
+    """What the model in a file is, without reading its weights."""
+    tensors = read_tensors(file) if tensors is None else tensors
+    metadata = read_metadata(file)
+    if text := metadata.get(DESCRIPTION_KEY):
+        return Description(**json.loads(text))
+    _refuse_parts(tensors)
+    return infer(tensors, _told_prediction(file, metadata))
+
+
+def write_single_file(
+    components: Components,
+    file: str | Path,
+    dtype: torch.dtype | None = None,
+    card: Mapping[str, Any] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Path:
+    """Writes a model of the SD or SDXL family to a .safetensors file; returns its path.
+
+    Configs, tokenizers that are not CLIP's, and the `card` go into the metadata, so that reading the file
+    gives the same model, bit for bit.
+
+    Raises:
+        StudioloError: another family, or an architecture that has no names there.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for part, module in components.modules.items():
+        tensors |= _to_file(part, module, components.family.name)
+    if components.family.name == "sdxl":  # how other programs tell; they know no other way
+        tensors |= _flags(components.scheduler_config)
+    metadata = (
+        {"format": "pt"} | _model_spec(components) | {DESCRIPTION_KEY: json.dumps(_description(components))}
+    )
+    if card:
+        metadata[CARD_KEY] = json.dumps(card, ensure_ascii=False)
+    return write_tensors(file, tensors, metadata, dtype, on_progress)
+
+
+def _flags(scheduler: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    wanted = {
+        "v_pred": scheduler.get("prediction_type") == "v_prediction",
+        "ztsnr": scheduler.get("rescale_betas_zero_snr"),
+    }
+    return {name: torch.empty(0) for name, there in wanted.items() if there}
+
+
+def _to_file(part: str, module: Any, family: str) -> dict[str, torch.Tensor]:
+    weights = module.state_dict()
+    if part in ("unet", "vae"):
+        prefix = compvis.UNET if part == "unet" else compvis.VAE
+        named = compvis.to_compvis(weights, part, module.config)
+        return {prefix + name: tensor for name, tensor in named.items()}
+    prefix = _text_prefix(part, module.config.to_dict(), family)
+    if prefix in (OPEN_CLIP, OPEN_CLIP_XL):
+        return {prefix + name: tensor for name, tensor in compvis.to_open_clip(weights).items()}
+    return {f"{prefix}text_model.{name.removeprefix('text_model.')}": t for name, t in weights.items()}
+
+
+def _text_prefix(part: str, config: Mapping[str, Any], family: str) -> str:
+    """Where a text encoder is: SD 1 has CLIP, SD 2 OpenCLIP (another activation); XL has both."""
+    if family == "sdxl":
+        return CLIP_XL if part == "text_encoder" else OPEN_CLIP_XL
+    if family != "sd":
+        raise StudioloError(
+            f"models of the family {family} are not written as single files",
+            remedy="Write a Diffusers folder.",
+        )
+    return CLIP if config["hidden_act"] == "quick_gelu" else OPEN_CLIP
+
+
+def _build(told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Components:
+    encoders = sorted(part for part in told.configs if part.startswith("text_encoder"))
+    return Components(
+        tokenizers=tuple(_tokenizer(settings) for settings in told.tokenizers),
+        text_encoders=tuple(_from_file(part, told, tensors, dtype) for part in encoders),
+        vae=_from_file("vae", told, tensors, dtype),
+        denoiser=_from_file("unet", told, tensors, dtype),
+        scheduler_config=told.scheduler,
+        family=FAMILIES[told.family](**told.settings),
+    )
+
+
+def _from_file(part: str, told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Any:
+    config = told.configs[part]
+    with init_empty_weights(include_buffers=False):
+        module = _empty(part, config)
+    names = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if part in ("unet", "vae"):
+        prefix = compvis.UNET if part == "unet" else compvis.VAE
+        held = _below(prefix, tensors)
+        weights = compvis.from_compvis(held, names, part, config)
+        if part == "unet" and len(held) > len(names):
+            raise StudioloError(
+                f"its U-Net has {len(held) - len(names)} weights more than that architecture has",
+                remedy="ControlNets and other additions are not supported.",
+            )
+    else:
+        weights = _text_weights(_text_prefix(part, config, told.family), tensors, names)
+    _check(part, names, weights)
+    module.load_state_dict({name: t.to(dtype or t.dtype) for name, t in weights.items()}, assign=True)
+    return module.eval()
+
+
+def _empty(part: str, config: dict[str, Any]) -> Any:
+    if part == "unet":
+        return UNet2DConditionModel.from_config(config)
+    if part == "vae":
+        return AutoencoderKL.from_config(config)
+    network = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+    return network(CLIPTextConfig.from_dict(config))
+
+
+def _text_weights(prefix: str, tensors: Tensors, names: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    held = _below(prefix, tensors)
+    if prefix in (OPEN_CLIP, OPEN_CLIP_XL):
+        return compvis.from_open_clip(held, names)
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in held.items()}
+    return {name: bare[key] for name in names if (key := name.removeprefix("text_model.")) in bare}
+
+
+def _check(part: str, names: Mapping[str, torch.Size], weights: Tensors) -> None:
+    if missing := sorted(names.keys() - weights.keys()):
+        raise StudioloError(
+            f"the {part} lacks {len(missing)} of its {len(names)} weights, such as {missing[0]}",
+            remedy="Fetch the whole checkpoint again.",
+        )
+    if wrong := [name for name, shape in names.items() if weights[name].shape != shape]:
+        name = wrong[0]
+        raise StudioloError(
+            f"the {part} is of another architecture: {name} is {list(weights[name].shape)}, "
+            f"and {list(names[name])} is wanted",
+            remedy="Only Stable Diffusion 1.x, 2.x and XL are read from single files.",
+        )
+
+
+def _description(components: Components) -> dict[str, Any]:
+    configs = {}
+    for part, module in components.modules.items():
+        config = module.config
+        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        configs[part] = {key: value for key, value in config.items() if key != "_name_or_path"}
+    told = Description(
+        components.family.name,
+        configs,
+        dict(components.scheduler_config),
+        [_tokenizer_settings(tokenizer) for tokenizer in components.tokenizers],
+        asdict(components.family),  # type: ignore[call-overload]  # all families are dataclasses
+    )
+    return asdict(told)
+
+
+def _tokenizer_settings(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    settings = {"pad_token": tokenizer.pad_token, "model_max_length": tokenizer.model_max_length}
+    return (
+        settings if is_clip(tokenizer) else settings | {_TOKENIZER_JSON: tokenizer.backend_tokenizer.to_str()}
+    )
+
+
+def _tokenizer(settings: Mapping[str, Any]) -> CLIPTokenizer:
+    config = {key: value for key, value in settings.items() if key != _TOKENIZER_JSON}
+    if _TOKENIZER_JSON not in settings:
+        return clip_tokenizer(**config)
+    with tempfile.TemporaryDirectory() as folder:  # the library reads tokenizers from folders alone
+        (Path(folder) / _TOKENIZER_JSON).write_text(settings[_TOKENIZER_JSON], encoding="utf-8")
+        config |= {"tokenizer_class": "CLIPTokenizer"}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _told_prediction(file: Path, metadata: Mapping[str, str]) -> str | None:
+    """What the file's metadata (https://github.com/Stability-AI/ModelSpec), or a config with its name as
+    AUTOMATIC1111 wants it beside the file, say that the network predicts."""
+    if told := metadata.get("modelspec.prediction_type"):
+        return _PREDICTIONS.get(told.lower())
+    beside = file.with_suffix(".yaml")
+    if not beside.is_file() or beside.stat().st_size > 1 << 20:
+        return None
+    try:
+        found = yaml.safe_load(beside.read_text(encoding="utf-8"))
+        return _PREDICTIONS.get(str(found["model"]["params"].get("parameterization", "eps")))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise StudioloError(
+            "not a config of latent diffusion", where=beside, remedy="Move it away from the weights."
+        ) from error
+
+
+def _model_spec(components: Components) -> dict[str, str]:
+    """The keys of https://github.com/Stability-AI/ModelSpec that follow from the model itself."""
+    family, side = components.family.name, components.image_size
+    is_v = components.scheduler_config.get("prediction_type") == "v_prediction"
+    second = components.text_encoder.config.hidden_act != "quick_gelu"
+    kinds = {"sdxl": "stable-diffusion-xl-v1-base", "sd": "stable-diffusion-v1"}
+    kind = f"stable-diffusion-v2-{'768-v' if is_v else '512'}" if family == "sd" and second else kinds[family]
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": kind,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.prediction_type": "v" if is_v else "epsilon",
+    }
+
+
+def _refuse_parts(tensors: Tensors) -> None:
+    """Tells what else a file is, when it is no whole model."""
+    if any(name.startswith(compvis.UNET) for name in tensors):
+        return
+    names = " ".join(tensors).lower()
+    if "lora" in names or "hada_" in names or "lokr_" in names:
+        raise StudioloError(
+            "an adapter (LoRA), not a whole model",
+            remedy="Merge it into its base: studiolo merge BASE FILE --out MODEL",
+        )
+    if len(tensors) <= 3 or "string_to_param" in names:
+        raise StudioloError("no model: a textual-inversion embedding, perhaps")
+    raise StudioloError(
+        f"no Stable Diffusion model: its weights are named like {next(iter(tensors))}",
+        remedy="Give a checkpoint in CompVis' names (model.diffusion_model.*), or a Diffusers folder.",
+    )
+
+
+def _below(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}

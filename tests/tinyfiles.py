@@ -1,0 +1,114 @@
+"""Tiny models in the layouts of the published ones, with CLIP's own vocabulary, for tests of file formats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.families import FAMILIES
+from studiolo.formats.clip_vocabulary import clip_tokenizer
+
+SCHEDULE = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def text_config(width: int, layers: int, act: str, projection: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),
+        projection_dim=projection,
+        hidden_act=act,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+
+
+def vae(scaling: float, sample_size: int, **settings: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[32, 32, 64, 64],
+        layers_per_block=2,
+        latent_channels=4,
+        scaling_factor=scaling,
+        sample_size=sample_size,
+        **settings,
+    )
+
+
+def stable_diffusion_1(seed: int = 0) -> Components:
+    """Version 1's blocks, narrow: CLIP, convolutions around the attention, eight heads."""
+    torch.manual_seed(seed)
+    return Components(
+        tokenizers=(clip_tokenizer(),),
+        text_encoders=(CLIPTextModel(text_config(64, 2, "quick_gelu", 64)).eval(),),
+        vae=vae(0.18215, 512).eval(),
+        denoiser=UNet2DConditionModel(
+            sample_size=64, block_out_channels=[32, 64, 64, 64], cross_attention_dim=64, attention_head_dim=8
+        ).eval(),
+        scheduler_config=SCHEDULE | {"prediction_type": "epsilon"},
+    )
+
+
+def stable_diffusion_2(seed: int = 0, prediction_type: str = "v_prediction") -> Components:
+    """Version 2's: OpenCLIP, linear layers around the attention, heads of 64 channels."""
+    torch.manual_seed(seed)
+    return Components(
+        tokenizers=(clip_tokenizer(pad_token="!"),),
+        text_encoders=(CLIPTextModel(text_config(64, 2, "gelu", 512)).eval(),),
+        vae=vae(0.18215, 768 if prediction_type == "v_prediction" else 512).eval(),
+        denoiser=UNet2DConditionModel(
+            sample_size=96 if prediction_type == "v_prediction" else 64,
+            block_out_channels=[64, 64, 128, 128],
+            cross_attention_dim=64,
+            attention_head_dim=[1, 1, 2, 2],
+            use_linear_projection=True,
+        ).eval(),
+        scheduler_config=SCHEDULE | {"prediction_type": prediction_type},
+    )
+
+
+def stable_diffusion_xl(seed: int = 0, prediction_type: str = "epsilon") -> Components:
+    """XL's: two text encoders, deeper transformers lower down, none at the top, sizes told."""
+    torch.manual_seed(seed)
+    return Components(
+        tokenizers=(clip_tokenizer(), clip_tokenizer(pad_token="!")),
+        text_encoders=(
+            CLIPTextModel(text_config(64, 2, "quick_gelu", 64)).eval(),
+            CLIPTextModelWithProjection(text_config(128, 3, "gelu", 128)).eval(),
+        ),
+        vae=vae(0.13025, 1024).eval(),
+        denoiser=UNet2DConditionModel(
+            sample_size=128,
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            block_out_channels=[64, 64, 128],
+            transformer_layers_per_block=[1, 2, 3],
+            cross_attention_dim=192,
+            attention_head_dim=[1, 1, 2],
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=6 * 256 + 128,
+        ).eval(),
+        scheduler_config=SCHEDULE | {"prediction_type": prediction_type, "timestep_spacing": "leading"},
+        family=FAMILIES["sdxl"](),
+    )
+
+
+MAKERS = {"sd1": stable_diffusion_1, "sd2": stable_diffusion_2, "sdxl": stable_diffusion_xl}
