@@ -3,6 +3,9 @@
 Ruiz et al. 2023, section 3.2: a word with a meaning has to be unlearned first, and random letters fall
 apart into common tokens; so they take a rare token. Here rareness is read from the vocabulary (byte-pair
 encoding merges common words first) and meaning is measured in the text encoder.
+
+Where a model has several text encoders, a rare token is one in all those of CLIP, its meaning is the mean
+over them, and an added token is added to each, T5's included.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken
+from transformers import CLIPTokenizer
 
 from studiolo.diffusion.components import Components
 from studiolo.errors import StudioloError
@@ -31,7 +35,7 @@ class Candidate:
 
     Attributes:
         token: as one writes it in a prompt.
-        token_id: its row in the vocabulary.
+        token_id: its row in the vocabulary (of the first text encoder).
         shift: how far it moves "a photo of a {noun}" in the text encoder: 0 not at all, 1 as a common
         word does. likeness: cosine to the most similar common word, in [-1, 1].
     """
@@ -49,13 +53,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class IdentifierChoice:
-    """The identifier, whether it was added to the vocabulary, why it was taken, and what else there was."""
+    """The identifier, whether it was added to the vocabulary, why it was taken, and what else there was.
+
+    `token_ids` are its rows in the table of each text encoder, None for one that reads it in pieces (T5).
+    """
 
     token: str
-    token_id: int
+    token_ids: tuple[int | None, ...]
     added: bool
     reason: str
     alternatives: list[Candidate]
+
+    @property
+    def token_id(self) -> int:
+        """Its row in the table of the first text encoder."""
+        assert self.token_ids[0] is not None
+        return self.token_ids[0]
 
 
 def find_identifier(
@@ -66,7 +79,7 @@ def find_identifier(
     The choice depends on the model and the noun alone. `alternatives` holds all that were scored, the
     best first. Raises StudioloError when no candidate is a single token.
     """
-    known = _single_tokens(components.tokenizer)
+    known = _known(components)
     if candidates is None:
         excluded = set(class_noun.lower().split())
         rare = [
@@ -87,7 +100,7 @@ def find_identifier(
     best = ranked[0]
     kind = "rare ones" if candidates is None else "given ones"
     reason = f"one token, and of {len(ranked)} {kind} it means least: {_meaning(best, class_noun)}"
-    return IdentifierChoice(best.token, best.token_id, False, reason, ranked)
+    return IdentifierChoice(best.token, _rows(components, best.token), False, reason, ranked)
 
 
 def take_identifier(components: Components, text: str, class_noun: str) -> IdentifierChoice:
@@ -97,44 +110,52 @@ def take_identifier(components: Components, text: str, class_noun: str) -> Ident
     Raises StudioloError for what cannot stand in a prompt as one word, and for the class noun itself.
     """
     token = check_identifier(text, class_noun)
-    known = _single_tokens(components.tokenizer)
-    if token not in known:
+    if not _is_token(components, token):
         return add_identifier(components, token, class_noun)
     if token in components.tokenizer.get_added_vocab():
-        return IdentifierChoice(token, known[token], False, "added to this model before", [])
-    measured = _measure(components, class_noun, [token], known)[0]
+        return IdentifierChoice(token, _rows(components, token), False, "added to this model before", [])
+    measured = _measure(components, class_noun, [token], _known(components))[0]
     reason = f"one token; {_meaning(measured, class_noun)}"
     if measured.shift >= STRONG:
         reason += ": it has a meaning that has to be unlearned, a rarer one would serve better"
-    return IdentifierChoice(token, measured.token_id, False, reason, [measured])
+    return IdentifierChoice(token, _rows(components, token), False, reason, [measured])
 
 
 def add_identifier(components: Components, text: str, class_noun: str) -> IdentifierChoice:
-    """Adds `text` to the vocabulary of `components`, in place, as one token.
+    """Adds `text` to the vocabulary of `components`, in place, as one token of every text encoder.
 
     Its embedding is the mean of the class noun's: it starts by meaning the class.
 
     Raises StudioloError if it is one token already, or cannot stand in a prompt as one word.
     """
     token = check_identifier(text, class_noun)
-    tokenizer, text_encoder = components.tokenizer, components.text_encoder
-    pieces = tokenizer.convert_ids_to_tokens(_ids(tokenizer, token))
-    if token in _single_tokens(tokenizer):
+    if _is_token(components, token):
         raise StudioloError(f"'{token}' is a token already", where="identifier", remedy="Use it as it is.")
+    pieces = components.tokenizer.convert_ids_to_tokens(_ids(components.tokenizer, token))
+    for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
+        if _row(tokenizer, token) is None:
+            _add(tokenizer, text_encoder, token, class_noun)
+    shown = " ".join(piece.replace(_WORD_END, "") for piece in pieces)
+    reason = f"would be {len(pieces)} tokens ({shown}): added as one, which starts as '{class_noun}'"
+    return IdentifierChoice(token, _rows(components, token), True, reason, [])
+
+
+def _add(tokenizer: Any, text_encoder: Any, token: str, class_noun: str) -> None:
     noun_ids = _ids(tokenizer, class_noun)
     # single_word: not to be cut out of longer words; normalized: prompts are lower-cased before the search.
-    tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=True)])
+    # SentencePiece (T5) would make a token of its own of the space before it: lstrip takes it along.
+    spaced = not isinstance(tokenizer, CLIPTokenizer)
+    tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=True, lstrip=spaced)])
     token_id = tokenizer.convert_tokens_to_ids(token)
     if token_id >= text_encoder.get_input_embeddings().num_embeddings:
         text_encoder.resize_token_embeddings(token_id + 1, mean_resizing=False)
     with torch.no_grad():
         rows = text_encoder.get_input_embeddings().weight
         rows[token_id] = rows[noun_ids].mean(dim=0)
-    # Configs of old (eos_token_id 2) make CLIP pool at the largest id, which was EOS until this token came.
-    text_encoder.config.eos_token_id = text_encoder.eos_token_id = tokenizer.eos_token_id
-    shown = " ".join(piece.replace(_WORD_END, "") for piece in pieces)
-    reason = f"would be {len(pieces)} tokens ({shown}): added as one, which starts as '{class_noun}'"
-    return IdentifierChoice(token, token_id, True, reason, [])
+    if isinstance(tokenizer, CLIPTokenizer):
+        # Configs of old (eos_token_id 2) make CLIP pool at the largest id: EOS, until this token came.
+        for part in (text_encoder, getattr(text_encoder, "text_model", text_encoder)):
+            part.config.eos_token_id = part.eos_token_id = tokenizer.eos_token_id
 
 
 def _meaning(candidate: Candidate, noun: str) -> str:
@@ -174,6 +195,32 @@ def _single_tokens(tokenizer: Any) -> dict[str, int]:
     } | added
 
 
+def _known(components: Components) -> dict[str, int]:
+    """Words that are one token in every text encoder of CLIP's -> id in the first."""
+    found = [_single_tokens(tokenizer) for tokenizer, _ in _clip_towers(components)]
+    return {word: index for word, index in found[0].items() if all(word in other for other in found[1:])}
+
+
+def _clip_towers(components: Components) -> list[tuple[Any, Any]]:
+    """Tokenizers and text encoders of CLIP's, in order."""
+    towers = zip(components.tokenizers, components.text_encoders, strict=True)
+    return [tower for tower in towers if isinstance(tower[0], CLIPTokenizer)]
+
+
+def _is_token(components: Components, token: str) -> bool:
+    return all(_row(tokenizer, token) is not None for tokenizer, _ in _clip_towers(components))
+
+
+def _rows(components: Components, token: str) -> tuple[int | None, ...]:
+    return tuple(_row(tokenizer, token) for tokenizer in components.tokenizers)
+
+
+def _row(tokenizer: Any, token: str) -> int | None:
+    """The id of a word that is one token, else None."""
+    ids = _ids(tokenizer, token)
+    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
+
+
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
 
@@ -181,33 +228,41 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _measure(
     components: Components, noun: str, names: Sequence[str], known: dict[str, int]
 ) -> list[Candidate]:
-    """Shift and likeness of each of `names`, in their order."""
-    tokenizer = components.tokenizer
+    """Shift and likeness of each of `names`, in their order; means over the text encoders of CLIP's."""
+    by_id = sorted(known, key=known.__getitem__)
+    words = [word for word in by_id if len(word) > 3 and word not in names]
+    common = words[:COMMON] or list(names)
+    towers = [_meanings(*tower, noun, [*names, *common], len(names)) for tower in _clip_towers(components)]
+    shift, likeness = (torch.stack(values).mean(dim=0).tolist() for values in zip(*towers, strict=True))
+    ids = [_row(components.tokenizer, name) or 0 for name in names]
+    return [Candidate(*row) for row in zip(names, ids, shift, likeness, strict=True)]
+
+
+def _meanings(
+    tokenizer: Any, text_encoder: Any, noun: str, words: Sequence[str], count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shift and likeness of the first `count` of `words` in one text encoder; the others are common words."""
+    ids = [_row(tokenizer, word) or 0 for word in words]
     start, noun_ids = _ids(tokenizer, "a photo of a"), _ids(tokenizer, noun)
-    ids = [known[name] for name in names]
-    words = [
-        i for word, i in sorted(known.items(), key=lambda item: item[1]) if len(word) > 3 and i not in ids
-    ]
-    common = words[:COMMON] or ids
 
-    beside = _summaries(components, [[*start, i, *noun_ids] for i in ids + common])
-    plain = _summaries(components, [[*start, *noun_ids]])
-    distance = 1 - torch.cosine_similarity(beside, plain)
-    shift = distance[: len(ids)] / distance[len(ids) :].median().clamp_min(1e-6)
+    def summaries(prompts: list[list[int]]) -> torch.Tensor:
+        return _summaries(tokenizer, text_encoder, prompts)
 
-    alone = _summaries(components, [[*start, i] for i in ids + common])
-    alone = torch.nn.functional.normalize(alone - alone[len(ids) :].mean(dim=0), dim=1)
-    likeness = (alone[: len(ids)] @ alone[len(ids) :].T).amax(dim=1)
-    return [Candidate(*row) for row in zip(names, ids, shift.tolist(), likeness.tolist(), strict=True)]
+    beside = summaries([[*start, i, *noun_ids] for i in ids])
+    distance = 1 - torch.cosine_similarity(beside, summaries([[*start, *noun_ids]]))
+    shift = distance[:count] / distance[count:].median().clamp_min(1e-6)
+
+    alone = summaries([[*start, i] for i in ids])
+    alone = torch.nn.functional.normalize(alone - alone[count:].mean(dim=0), dim=1)
+    return shift, (alone[:count] @ alone[count:].T).amax(dim=1)
 
 
 @torch.no_grad()
-def _summaries(components: Components, prompts: list[list[int]]) -> torch.Tensor:
+def _summaries(tokenizer: Any, text_encoder: Any, prompts: list[list[int]]) -> torch.Tensor:
     """The state at the end of each prompt, float32 [B, D] on the CPU; prompts are token ids of one length.
 
     CLIP's text encoder is causal: the padding that is left out here comes later and cannot change this state.
     """
-    tokenizer, text_encoder = components.tokenizer, components.text_encoder
     rows = torch.tensor([[tokenizer.bos_token_id, *p, tokenizer.eos_token_id] for p in prompts])
     batches = rows.to(text_encoder.device).split(_BATCH)
     return torch.cat([text_encoder(batch).last_hidden_state[:, -1].float().cpu() for batch in batches])
