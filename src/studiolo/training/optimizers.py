@@ -6,11 +6,12 @@ import importlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from studiolo.errors import StudioloError
+
+if TYPE_CHECKING:
+    import torch
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy"]
 ScheduleName = Literal["constant", "linear", "cosine", "cosine_restarts", "polynomial"]
@@ -43,6 +44,8 @@ def make_optimizer(
 
     Raises StudioloError for an optimizer that is not installed, and for rates that prodigy does not take.
     """
+    import torch  # not above: a recipe knows the names, and is read without torch
+
     chosen: list[dict[str, Any]] = [
         {"params": g.parameters, "lr": g.rate, "weight_decay": g.weight_decay, "name": g.name} for g in groups
     ]
