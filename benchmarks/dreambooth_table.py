@@ -138,10 +138,12 @@ def _at(taught: Any, run: Path, step: int) -> Any:
 
     state = torch.load(run / "checkpoints" / f"step-{step:06d}.ckpt", weights_only=True)["state_dict"]
     components = taught.components
-    for part in ("unet", "text_encoder"):
-        prefix = f"{part}."
-        own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        getattr(components, part).load_state_dict(own, strict=False)
+    networks = {"denoiser": components.denoiser}
+    networks |= {f"text_encoders.{i}": encoder for i, encoder in enumerate(components.text_encoders)}
+    for name, network in networks.items():
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        network.load_state_dict(own, strict=False)
     return components
 
 

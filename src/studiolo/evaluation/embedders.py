@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from studiolo.errors import StudioloError
-from studiolo.evaluation.eye import Eye, as_pixels, shipped_eye
+from studiolo.evaluation.eye import Eye, shipped_eye
 
 
 class Embedder(Protocol):
@@ -43,7 +44,8 @@ class EyeEmbedder:
 
 @dataclass(frozen=True)
 class _Preparation:
-    """How a network wants its pictures: resized to `resize`, cut to the middle `crop` pixels, normalised."""
+    """How a network wants its pictures: the shorter side `resize` pixels long (bicubic), of that the middle
+    `crop` x `crop`, normalised. As the published evaluations do it, with torchvision's rounding."""
 
     resize: int
     crop: int
@@ -51,11 +53,20 @@ class _Preparation:
     deviation: tuple[float, float, float]
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        margin = (self.resize - self.crop) // 2
-        pixels = (as_pixels(images, self.resize) + 1) / 2
-        pixels = pixels[..., margin : margin + self.crop, margin : margin + self.crop]
+        if not images:
+            raise StudioloError("there are no pictures to look at")
+        arrays = np.stack([np.asarray(self._cut(image.convert("RGB"))) for image in images])
+        pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
         return (pixels - mean) / deviation
+
+    def _cut(self, image: Image.Image) -> Image.Image:
+        short = min(image.size)
+        width, height = (int(self.resize * side / short) for side in image.size)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
 
 
 @dataclass(frozen=True)
@@ -147,5 +158,5 @@ def pretrained(
         raise StudioloError(
             f"the weights cannot be had ({type(error).__name__})",
             where=source,
-            remedy="Connect to the hub, name a folder that holds them, or use the eye as the embedder.",
+            remedy="Connect to the hub, name a folder that holds them, or use --embedder eye.",
         ) from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from PIL import Image
 
 from studiolo.drawing.sheet import comparison_table, contact_sheet
 from studiolo.evaluation.exam import Exam
+from studiolo.evaluation.pages import STYLE, picture, stacked
 from studiolo.evaluation.portfolio import Portfolio
 from studiolo.store.files import atomic_path
 
@@ -52,12 +51,6 @@ MEANINGS: dict[str, str] = {
 }
 
 _CELL = 128
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td{padding:.2rem .8rem;border-bottom:1px solid #ddd}
-td.number{text-align:right;font-variant-numeric:tabular-nums}h1,h2{line-height:1.2}
-img{max-width:100%;image-rendering:pixelated;border:1px solid #ddd}small{color:#666}
-"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ class Report:
         )
         columns = self.exam.length + 1
         taught = contact_sheet(self.training[:columns], columns=columns, title="What was taught", cell=_CELL)
-        return _stacked(taught, table)
+        return stacked(taught, table)
 
     def html(self) -> str:
         """A page with every number of report.json and all the pictures, in one file without scripts."""
@@ -115,9 +108,9 @@ class Report:
         embedder = html.escape(self.facts["embedder"])
         return (
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+            f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
             f"<p>Likeness is a cosine of embeddings by <b>{embedder}</b>; what is to be seen in a picture "
-            f"is judged by the independent eye.</p>\n{_picture(self.sheet(), 'base and subject')}\n"
+            f"is judged by the independent eye.</p>\n{picture(self.sheet(), 'base and subject')}\n"
             f"{self._tables()}{self._gallery()}</body></html>\n"
         )
 
@@ -133,42 +126,34 @@ class Report:
         return "".join(f"<h2>{name}</h2>\n<table>{''.join(rows)}</table>\n" for name, rows in tables.items())
 
     def _gallery(self) -> str:
-        """Every picture: one sheet a set, contexts in columns, seeds in rows."""
-        model, base = self.facts["model"], self.facts["base"]
-        unrelated = self.exam.unrelated_prompts()
+        """Every picture: contexts in columns, seeds in rows; what may have drifted, before above after."""
+        model, before, after = self.facts["model"], self.before, self.after
+        contexts, unrelated = self.exam.contexts, self.exam.unrelated_prompts()
         sheets = {
             "Training images": contact_sheet(self.training, cell=_CELL),
-            f"The subject, drawn by {model}": self._table(self.after.subject_pictures, self.exam.contexts),
-            f"The class, drawn by {base}": self._table(self.before.class_pictures, self.exam.contexts),
-            f"The class, drawn by {model}": self._table(self.after.class_pictures, self.exam.contexts),
-            f"Unrelated things, drawn by {base}": self._table(self.before.unrelated_pictures, unrelated),
-            f"Unrelated things, drawn by {model}": self._table(self.after.unrelated_pictures, unrelated),
+            f"The subject, drawn by {model}": self._table({"": after.subject_pictures}, contexts),
+            "The class, before and after teaching": self._table(
+                {"before": before.class_pictures, "after": after.class_pictures}, contexts
+            ),
+            "Unrelated things, before and after teaching": self._table(
+                {"before": before.unrelated_pictures, "after": after.unrelated_pictures}, unrelated
+            ),
         }
         return "".join(
-            f"<h2>{html.escape(name)}</h2>\n{_picture(sheet, name)}\n" for name, sheet in sheets.items()
+            f"<h2>{html.escape(name)}</h2>\n{picture(sheet, name)}\n" for name, sheet in sheets.items()
         )
 
-    def _table(self, pictures: Sequence[Image.Image], columns: Iterable[str]) -> Image.Image:
-        rows = list(zip(*(pictures[part] for part in self.exam.columns()), strict=True))
-        seeds = [f"seed {self.exam.seed + i}" for i in range(self.exam.n)]
-        return comparison_table(rows, row_captions=seeds, column_captions=list(columns), cell=_CELL)
-
-
-def _stacked(above: Image.Image, below: Image.Image) -> Image.Image:
-    sheet = Image.new("RGB", (max(above.width, below.width), above.height + below.height), "white")
-    sheet.paste(above, (0, 0))
-    sheet.paste(below, (0, above.height))
-    return sheet
+    def _table(self, sets: dict[str, Sequence[Image.Image]], columns: Iterable[str]) -> Image.Image:
+        """Sets of pictures of the same prompts and seeds, seed by seed below each other."""
+        rows, captions = [], []
+        for i in range(self.exam.n):
+            for name, pictures in sets.items():
+                rows.append([pictures[part][i] for part in self.exam.columns()])
+                captions.append(f"{name} seed {self.exam.seed + i}".strip())
+        return comparison_table(rows, row_captions=captions, column_captions=list(columns), cell=_CELL)
 
 
 def _row(name: str, value: object, meaning: str) -> str:
     number = ' class="number"' if isinstance(value, int | float) else ""
     cells = f"<td>{html.escape(name)}</td><td{number}>{html.escape(str(value))}</td>"
     return f"<tr>{cells}<td><small>{html.escape(meaning)}</small></td></tr>\n"
-
-
-def _picture(image: Image.Image, name: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(name, quote=True)}" src="data:image/png;base64,{data}">'
