@@ -5,29 +5,31 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import APIRouter
 
 from studiolo.language.caching.cached import Cached
 from studiolo.language.caching.contexts import Contexts
+from studiolo.models import registry
+from studiolo.server import shelf
 from studiolo.server.app import create_app
-from studiolo.server.keys import KeyStore
-from studiolo.server.limits import Keys
-from studiolo.server.metrics import Metrics
-from studiolo.server.pool import EnginePool, ModelInfo
+from studiolo.server.pool import ModelInfo
 from studiolo.server.settings import Settings
-from studiolo.server.starting import bind
+from studiolo.server.starting import bind, open_studio
 from studiolo.server.studio import Studio
-from studiolo.store.database import Database
-from studiolo.store.uploads import Uploads
+from tiny import tiny_folder
 
+T = TypeVar("T")
+
+TINY = "tiny-painter"
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -51,36 +53,36 @@ def stub_info(name: str, engine: Any) -> ModelInfo:
     return ModelInfo(name=name, kind=kind, title=name, created=BORN, capabilities=engine.capabilities)
 
 
-def stub_studio(home: Path, engines: Mapping[str, Any], **settings: Any) -> Studio:
-    """A studio whose models are these engines."""
+def stub_studio(home: Path, engines: Mapping[str, Any], *, jobs: bool = False, **settings: Any) -> Studio:
+    """A studio whose models are these engines; with `jobs` also what draws in the registry.
+
+    Args:
+        jobs: what was queued is done. There can be one such studio a process; without, taking in a batch or a
+            tuning is refused.
+    """
     made = Settings(**({"data": home, "model": next(iter(engines), "stub"), "port": 0} | settings))
-    contexts = Contexts(home / "contexts")
 
     async def open_engine(name: str) -> Cached:
         await asyncio.sleep(0)
-        return Cached(engines[name], contexts)
-
-    studio: Studio
+        return Cached(engines[name], Contexts(home / "contexts"))
 
     def models() -> list[ModelInfo]:
-        return [stub_info(name, engine) for name, engine in engines.items()]
+        drawing = [model for model in shelf.models() if jobs and model.kind in ("drawing", "subject")]
+        return [*(stub_info(name, engine) for name, engine in engines.items()), *drawing]
 
-    database, metrics = Database(made.database_url), Metrics()
-    pool = EnginePool(models, open_engine, lambda owner: studio.contexts_of(owner), metrics=metrics)
-    studio = Studio(
-        settings=made, database=database, engines=pool, contexts=contexts, metrics=metrics,
-        keys=Keys(KeyStore(database), needed=not made.is_loopback),
-        files=Uploads(database, home / "files", largest=made.largest_file, total=made.all_files),
-    )  # fmt: skip
+    studio = open_studio(made, models=models, open_engine=open_engine, poll=0.02)
+    if not jobs:
+        studio.opening.clear()
+        studio.closing.clear()
     return studio
 
 
 @contextmanager
 def serving(
-    home: Path, engines: Mapping[str, Any], *routers: APIRouter, **settings: Any
+    home: Path, engines: Mapping[str, Any], *routers: APIRouter, jobs: bool = False, **settings: Any
 ) -> Iterator[Serving]:
-    """The server for the time of the block; `settings` are fields of Settings."""
-    studio = stub_studio(home, engines, **settings)
+    """The server for the time of the block; `settings` are fields of Settings, `jobs` as in `stub_studio`."""
+    studio = stub_studio(home, engines, jobs=jobs, **settings)
     with running(studio, *routers) as (server, port):
         yield Serving(f"http://127.0.0.1:{port}", port, studio, dict(engines), server)
 
@@ -112,3 +114,18 @@ def running(studio: Studio, *routers: APIRouter) -> Iterator[tuple[uvicorn.Serve
         server.should_exit = True
         thread.join(timeout=30)
         listener.close()
+
+
+def painter(folder: Path, name: str = TINY) -> str:
+    """A tiny model that draws, in the registry of this home; its name."""
+    registry.register(tiny_folder(folder), name)
+    return name
+
+
+def waited(look: Callable[[], T], good: Callable[[T], bool] = bool, patience: float = 120.0) -> T:
+    """What `look` gives as soon as it is `good`; an error if that takes too long."""
+    end = time.monotonic() + patience
+    while not good(found := look()):
+        assert time.monotonic() < end, f"in vain: {found}"
+        time.sleep(0.02)
+    return found

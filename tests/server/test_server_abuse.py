@@ -20,8 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from gemini_stub import Scripted
-from serving import Serving
-from working import working
+from serving import Serving, serving
 
 GOOGLE = {"x-goog-api-key": "k"}
 GENERATE, CHAT = "/v1beta/models/stub:generateContent", "/v1/chat/completions"
@@ -56,8 +55,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     before = os.environ.get("STUDIOLO_HOME")
     os.environ["STUDIOLO_HOME"] = str(home)
     try:
-        with working(home, {"stub": Scripted(["fine"])}, largest_body=2**20, largest_file=2**22) as serving:
-            yield serving
+        stub = {"stub": Scripted(["fine"])}
+        with serving(home, stub, largest_body=2**20, largest_file=2**22, jobs=True) as here:
+            yield here
     finally:
         os.environ.pop("STUDIOLO_HOME")
         if before is not None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from gemini_stub import HOLD, Scripted, client_of
 from google.genai import errors, types
-from workshop import until, workshop
+from serving import serving, waited
 
 from studiolo.language.conversation import Request
 from studiolo.language.errors import RateLimitError
@@ -28,7 +28,7 @@ def answer(request: Request) -> list[object]:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    with workshop(tmp_path_factory.mktemp("shop"), {"stub": Scripted(answer)}) as here:
+    with serving(tmp_path_factory.mktemp("shop"), {"stub": Scripted(answer)}, jobs=True) as here:
         yield here
 
 
@@ -44,7 +44,7 @@ def client(shop, key):
 
 
 def ended(client, name: str) -> types.BatchJob:
-    return until(lambda: (job := client.batches.get(name=name)).state.name in OVER and job)
+    return waited(lambda: (job := client.batches.get(name=name)).state.name in OVER and job)
 
 
 def lines_of(client, *lines: object) -> str:
@@ -148,7 +148,7 @@ def test_the_list_comes_in_pages_the_newest_first(client):
 def test_a_batch_is_cancelled_with_what_it_has_and_then_deleted(shop, client):
     asked = [types.InlinedRequest(contents=said) for said in ("one", "hold")]
     name = client.batches.create(model="stub", src=asked).name
-    until(lambda: shop.engines["stub"].held.wait(1))
+    waited(lambda: shop.engines["stub"].held.wait(1))
     with pytest.raises(errors.ClientError, match=r"409.*Cancel it first"):
         client.batches.delete(name=name)
     client.batches.cancel(name=name)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 
 import httpx
 import pytest
 from gemini_stub import Scripted, client_of
 from google.genai import errors, types
 from PIL import Image
-from workshop import TINY, painter, until, workshop
+from serving import TINY, painter, serving, waited
 
 from studiolo.drawing.provenance import Provenance, read_provenance
 from studiolo.jobs.artist import Artist
@@ -40,7 +41,7 @@ def shop(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDIOLO_HOME", str(home))
         painter(home / "painter")
-        with workshop(home, {"stub": Scripted(answer)}) as here:
+        with serving(home, {"stub": Scripted(answer)}, jobs=True) as here:
             yield here
 
 
@@ -134,9 +135,43 @@ def test_words_that_the_model_did_not_read_are_told_beside_the_picture(client):
 def test_pictures_in_a_batch(client):
     config = {"response_modalities": ["IMAGE"], "seed": 9}
     made = client.batches.create(model=TINY, src=[types.InlinedRequest(contents="a fox", config=config)])
-    job = until(lambda: (job := client.batches.get(name=made.name)).done and job)
+    job = waited(lambda: (job := client.batches.get(name=made.name)).done and job)
     (one,) = job.dest.inlined_responses
-    assert read_provenance(io.BytesIO(one.response.parts[0].inline_data.data)).request.seed == 9
+    picture = one.response.parts[0].inline_data.data
+    assert read_provenance(io.BytesIO(picture)).request.seed == 9
+    alone = client.models.generate_content(model=TINY, contents="a fox", config=config)
+    assert alone.parts[0].inline_data.data == picture
+
+
+def test_a_file_of_requests_becomes_a_file_of_pictures(client, tmp_path):
+    config = {"responseModalities": ["IMAGE"], "candidateCount": 2}
+    lines = [
+        {
+            "key": f"fox-{seed}",
+            "request": {
+                "contents": [{"parts": [{"text": "a fox"}]}],
+                "generation_config": config | {"seed": seed},
+            },
+        }
+        for seed in (3, 8)
+    ]
+    lines.append({"key": "none", "request": {"contents": [{"parts": [{"text": "a [V] fox"}]}]}})
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    file = client.files.upload(file=path, config={"mime_type": "jsonl"})
+    made = client.batches.create(model=TINY, src=file.name)
+    job = waited(lambda: (job := client.batches.get(name=made.name)).done and job)
+    told = [json.loads(line) for line in client.files.download(file=job.dest.file_name).splitlines()]
+    seeds = [
+        [
+            read_provenance(io.BytesIO(base64.b64decode(one["content"]["parts"][0]["inlineData"]["data"])))
+            for one in line["response"]["candidates"]
+        ]
+        for line in told[:2]
+    ]
+    assert [line["key"] for line in told] == ["fox-3", "fox-8", "none"]
+    assert [[record.request.seed for record in line] for line in seeds] == [[3, 4], [8, 9]]
+    assert "learned no subject" in told[2]["error"]["message"]
 
 
 @pytest.mark.parametrize("modalities", [["TEXT"], ["IMAGE"], ["TEXT", "IMAGE"]])

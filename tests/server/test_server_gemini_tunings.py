@@ -21,7 +21,7 @@ from gemini_stub import Scripted, client_of
 from google.genai import errors, types
 from PIL import Image
 from sdks import folder_of
-from workshop import TINY, painter, until, workshop
+from serving import TINY, painter, serving, waited
 
 numbers = itertools.count()
 CLIENTS = {"one": "1.75.0", "two": "2.34.0", "three": None}
@@ -45,7 +45,8 @@ def shop(home):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDIOLO_HOME", str(home))
         painter(home / "painter")
-        with workshop(home, {"stub": Scripted(lambda request: [request.contents[-1].text])}) as here:
+        echo = Scripted(lambda request: [request.contents[-1].text])
+        with serving(home, {"stub": echo}, jobs=True) as here:
             yield here
 
 
@@ -125,7 +126,7 @@ def test_an_operation_with_losses_and_pictures_on_the_way(rest, images):
     assert made.status_code == 200, made.text
     operation = made.json()["name"]
     assert made.json()["metadata"]["tunedModel"] == "tunedModels/toy-1"
-    done = until(lambda: (told := rest.get(f"/{operation}").json()).get("done") and told)
+    done = waited(lambda: (told := rest.get(f"/{operation}").json()).get("done") and told)
     assert done["response"]["state"] == "ACTIVE"
     assert (done["metadata"]["completedSteps"], done["metadata"]["completedPercent"]) == (4, 100)
     assert [one["step"] for one in done["metadata"]["snapshots"]] == [1, 2, 3, 4]
@@ -149,10 +150,10 @@ def test_a_teaching_is_cancelled_and_its_name_free_again(shop, key, rest, images
     taken = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images))
     assert (taken.status_code, taken.json()["error"]["status"]) == (409, "ABORTED")
     client = client_of(shop.url, api_key=key)
-    until(lambda: rest.get("/tunedModels/toy-2").json()["tuningTask"].get("snapshots"))
+    waited(lambda: rest.get("/tunedModels/toy-2").json()["tuningTask"].get("snapshots"))
     assert rest.delete("/tunedModels/toy-2").status_code == 409
     client.tunings.cancel(name="tunedModels/toy-2")
-    job = until(lambda: (job := client.tunings.get(name="tunedModels/toy-2")).has_ended and job)
+    job = waited(lambda: (job := client.tunings.get(name="tunedModels/toy-2")).has_ended and job)
     assert job.state is types.JobState.JOB_STATE_CANCELLED
     client.tunings.cancel(name="tunedModels/toy-2")  # it stays as it is
     client.models.delete(model="tunedModels/toy-2")
@@ -171,7 +172,7 @@ def test_subjects_are_taught_and_forgotten_by_their_owner_alone(shop, rest, imag
             act()
     theirs = rest.post("/tunedModels?tunedModelId=toy-4", json=asked("files/nothing"))
     assert theirs.status_code == 404
-    until(lambda: rest.get("/tunedModels/toy-3").json()["state"] == "ACTIVE")
+    waited(lambda: rest.get("/tunedModels/toy-3").json()["state"] == "ACTIVE")
     assert "tunedModels/toy-3" in [one.name for one in other.models.list(config={"query_base": False})]
     with pytest.raises(errors.ClientError, match="404"):
         other.models.delete(model="tunedModels/toy-3")

@@ -9,8 +9,8 @@ import threading
 import openai
 import pytest
 from openai.types import Batch
+from serving import serving, waited
 from talking import client_of
-from working import waited, working
 
 from jobs.databases import NoServerError, postgres
 from language.stub import StubEngine
@@ -53,7 +53,7 @@ def engine():
 
 @pytest.fixture
 def served(engine, studiolo_home):
-    with working(studiolo_home, {"stub": engine}) as served:
+    with serving(studiolo_home, {"stub": engine}, jobs=True) as served:
         yield served
         engine.gate.set()
 
@@ -154,7 +154,7 @@ class Vectors(StubEngine):
 
 def test_embeddings(studiolo_home):
     engine = Vectors(capabilities=Capabilities(context=512, embeddings=True))
-    with working(studiolo_home, {"stub": engine}) as served:
+    with serving(studiolo_home, {"stub": engine}, jobs=True) as served:
         client = client_of(served.url)
         body = {"model": "stub", "encoding_format": "float"}
         lines = [
@@ -171,7 +171,7 @@ def test_embeddings(studiolo_home):
 def test_charged_half(engine, studiolo_home, monkeypatch):
     price = Price(prompt=1e-3, answer=2e-3, cached=1e-3)
     monkeypatch.setattr(shelf, "price_of", lambda name: price)
-    with working(studiolo_home, {"stub": engine}, price=lambda name: price, host="0.0.0.0") as served:
+    with serving(studiolo_home, {"stub": engine}, host="0.0.0.0", jobs=True) as served:
         store = KeyStore(served.studio.database)
         key, known = store.create("ada")
         client = client_of(served.url, api_key=key)
@@ -280,13 +280,13 @@ def test_requests_that_are_none(client):
 
 def test_a_server_that_ends_goes_on_where_it_was(engine, studiolo_home):
     lines = [line("a", "one"), *(line(f"h{n}", "hold") for n in range(12))]
-    with working(studiolo_home, {"stub": engine}) as served:
+    with serving(studiolo_home, {"stub": engine}, jobs=True) as served:
         client = client_of(served.url)
         batch = begun(client, lines)
         waited(lambda: client.batches.retrieve(batch.id), lambda found: found.request_counts.completed == 1)
     again = Echo()
     again.gate.set()
-    with working(studiolo_home, {"stub": again}) as served:
+    with serving(studiolo_home, {"stub": again}, jobs=True) as served:
         client = client_of(served.url)
         done = over(client, batch)
         assert (done.status, done.request_counts.completed) == ("completed", 13)
@@ -338,7 +338,7 @@ def test_files_are_kept_for_as_long_as_is_wished(client):
 
 def test_on_postgresql(engine, studiolo_home):
     try:
-        with postgres() as url, working(studiolo_home, {"stub": engine}, database=url) as served:
+        with postgres() as url, serving(studiolo_home, {"stub": engine}, database=url, jobs=True) as served:
             client = client_of(served.url)
             batch = begun(client, [line("a", "one"), line("b", "boom")], metadata={"for": "tea"})
             done = over(client, batch)
@@ -353,7 +353,7 @@ def test_on_postgresql(engine, studiolo_home):
 
 
 def test_only_one_s_own(engine, studiolo_home):
-    with working(studiolo_home, {"stub": engine}, host="0.0.0.0") as served:
+    with serving(studiolo_home, {"stub": engine}, host="0.0.0.0", jobs=True) as served:
         store = KeyStore(served.studio.database)
         ada, bob = (client_of(served.url, api_key=store.create(name)[0]) for name in ("ada", "bob"))
         batch = begun(ada, [line("a", "one")])

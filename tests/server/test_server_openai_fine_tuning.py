@@ -14,8 +14,8 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from PIL import Image
+from serving import serving, waited
 from talking import client_of
-from working import waited, working
 
 from language.stub import StubEngine
 from lessons import QUICK
@@ -60,7 +60,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def served(studiolo_home):
-    with working(studiolo_home, {"stub": StubEngine()}) as served:
+    with serving(studiolo_home, {"stub": StubEngine()}, jobs=True) as served:
         yield served
 
 
@@ -265,7 +265,7 @@ def test_rates_are_multiplied(client):
 
 
 def test_nobody_sees_or_deletes_another_ones(studiolo_home):
-    with working(studiolo_home, {}, host="0.0.0.0") as served:
+    with serving(studiolo_home, {}, host="0.0.0.0", jobs=True) as served:
         store = KeyStore(served.studio.database)
         ada, bob = (client_of(served.url, api_key=store.create(name)[0]) for name in ("ada", "bob"))
         job = begun(ada, uploaded(ada, archive()), suffix="rex")

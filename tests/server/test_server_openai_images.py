@@ -6,14 +6,16 @@ import asyncio
 import base64
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
 import pytest
 from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent, ImagesResponse
 from PIL import Image
+from serving import serving, waited
 from talking import client_of
-from working import waited, working
 
 from language.stub import StubEngine
 from studiolo.drawing.model import ImageModel
@@ -39,7 +41,7 @@ def tiny(tmp_path):
 
 @pytest.fixture
 def served(studiolo_home):
-    with working(studiolo_home, {"stub": StubEngine()}) as served:
+    with serving(studiolo_home, {"stub": StubEngine()}, jobs=True) as served:
         yield served
 
 
@@ -217,23 +219,70 @@ def test_a_client_that_goes_away_ends_the_drawing(served):
     assert client.images.generate(model="tiny", prompt="a fox", extra_body=QUICK).data
 
 
-def test_pictures_in_a_batch(client):
-    body = {"model": "tiny", "prompt": "a fox", **QUICK}
+def batched(client, *bodies):
+    """A batch of requests for pictures, queued."""
     lines = [
-        {"custom_id": f"{n}", "method": "POST", "url": "/v1/images/generations", "body": body | {"seed": n}}
-        for n in range(3)
+        {"custom_id": f"{n}", "method": "POST", "url": "/v1/images/generations", "body": body}
+        for n, body in enumerate(bodies)
     ]
-    lines.append(lines[0] | {"custom_id": "by-url", "body": body | {"response_format": "url"}})
     text = "\n".join(map(json.dumps, lines)).encode()
     file = client.files.create(file=("in.jsonl", text), purpose="batch")
-    batch = client.batches.create(
+    return client.batches.create(
         input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h"
     )
-    done = waited(lambda: client.batches.retrieve(batch.id), lambda found: found.status == "completed")
+
+
+def ended(client, batch):
+    return waited(lambda: client.batches.retrieve(batch.id), lambda found: found.status == "completed")
+
+
+def test_pictures_in_a_batch_are_those_that_a_request_gets(client):
+    asked = {"prompt": "a [V] fox", **QUICK}
+    done = ended(client, batched(
+        client,
+        *({"model": "my-fox"} | asked | {"seed": n} for n in range(3)),
+        {"model": "tiny", "prompt": "a fox", "n": 2, **QUICK},
+        {"model": "my-fox", "response_format": "url"} | asked,
+        {"model": "tiny"} | asked,
+    ))  # fmt: skip
     made = [json.loads(line) for line in client.files.content(done.output_file_id).text.splitlines()]
-    images = [ImagesResponse.model_validate(one["response"]["body"]).data[0] for one in made]
-    assert [read_provenance(io.BytesIO(png(image))).request.seed for image in images] == [0, 1, 2]
-    assert done.request_counts.failed == 1
+    answers = [ImagesResponse.model_validate(one["response"]["body"]) for one in made]
+    alone = [
+        client.images.generate(model="my-fox", prompt="a [V] fox", extra_body={"steps": 2, "seed": n})
+        for n in range(3)
+    ] + [client.images.generate(model="tiny", prompt="a fox", n=2, extra_body=QUICK)]
+    assert [[image.b64_json for image in one.data] for one in answers] == [
+        [image.b64_json for image in one.data] for one in alone
+    ]
+    errors = [json.loads(line) for line in client.files.content(done.error_file_id).text.splitlines()]
+    told = [(one["custom_id"], one["response"]["body"]["error"]["param"]) for one in errors]
+    assert told == [("4", "response_format"), ("5", "prompt")]
+
+
+def test_who_waits_for_a_picture_gets_it_before_those_of_a_batch(client, served, monkeypatch):
+    artist, drawn, first, more = served.studio.artist, [], threading.Event(), threading.Event()
+    draw = artist._draw
+
+    def noted(model, order, on_step):
+        first.set()
+        assert more.wait(60)
+        drawn.append(order.requests[0][1])
+        return draw(model, order, on_step)
+
+    monkeypatch.setattr(artist, "_draw", noted)
+    bulk = batched(client, *({"model": "tiny", "prompt": "a fox", "steps": 1, "seed": n} for n in range(6)))
+    assert first.wait(60)
+    waited(lambda: artist.waiting, lambda found: found == 5)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(
+            client.images.generate, model="tiny", prompt="a fox", extra_body={"steps": 1, "seed": 99}
+        )
+        waited(lambda: artist.waiting, lambda found: found == 6)
+        more.set()
+        assert answer.result(60).data
+    assert ended(client, bulk).request_counts.completed == 6
+    assert drawn[1] == 99
+    assert sorted(drawn) == [*range(6), 99]
 
 
 def test_drawings_are_counted(client, served):
@@ -243,7 +292,7 @@ def test_drawings_are_counted(client, served):
 
 
 def test_keys_see_their_own_urls(studiolo_home):
-    with working(studiolo_home, {}, host="0.0.0.0") as served:
+    with serving(studiolo_home, {}, host="0.0.0.0", jobs=True) as served:
         store = KeyStore(served.studio.database)
         keys = [store.create(name)[0] for name in ("ada", "bob")]
         answer = client_of(served.url, api_key=keys[0]).images.generate(

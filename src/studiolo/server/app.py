@@ -135,6 +135,5 @@ async def _expire(studio: Studio) -> None:
     while True:
         with suppress(Exception):  # the next look may go better; `ready` tells of a database that is away
             await asyncio.to_thread(studio.expire)
-            if studio.batches is not None:
-                await studio.batches.expire()
+            await studio.batches.expire()
         await asyncio.sleep(EXPIRY)

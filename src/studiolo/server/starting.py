@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -26,15 +27,26 @@ from studiolo.server.keys import KeyStore
 from studiolo.server.limits import Keys
 from studiolo.server.logs import write_json_lines
 from studiolo.server.metrics import Metrics
-from studiolo.server.pool import EnginePool
+from studiolo.server.pool import EnginePool, ModelInfo, Open
 from studiolo.server.settings import Settings
 from studiolo.server.studio import Studio
 from studiolo.store.database import Database
 from studiolo.store.uploads import Uploads
 
 
-def open_studio(settings: Settings) -> Studio:
+def open_studio(
+    settings: Settings,
+    *,
+    models: Callable[[], list[ModelInfo]] | None = None,
+    open_engine: Open | None = None,
+    poll: float = 1.0,
+) -> Studio:
     """The rooms of a server, opened; nothing is loaded yet.
+
+    Args:
+        models: tells what there is to ask, in place of what is on the shelf.
+        open_engine: opens one of them.
+        poll: seconds between two looks for jobs, and at a training.
 
     Raises:
         StudioloError: the database cannot be used.
@@ -44,20 +56,20 @@ def open_studio(settings: Settings) -> Studio:
     studio: Studio
     artist = Artist(memory=settings.memory)
     engines = EnginePool(
-        shelf.models,
-        opening.opened,
+        models or shelf.models,
+        open_engine or opening.opened,
         lambda owner: studio.contexts_of(owner),
         metrics=metrics,
         size=shelf.bytes_of,
         memory=settings.memory,
         draws=lambda engine, name: Drawing(engine, _subject(artist, metrics, name)),
     )
-    room, queue = Room(), Queue(database)
+    room, queue = Room(), Queue(database, poll=poll)
     batches = Batches(database, queue, room, price=shelf.price_of)
     files = Uploads(
         database, settings.data / "files", largest=settings.largest_file, total=settings.all_files
     )
-    tunings = Tunings(database, queue, files, folder=settings.data / "tunings")
+    tunings = Tunings(database, queue, files, folder=settings.data / "tunings", every=poll)
     studio = Studio(
         settings=settings,
         database=database,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.requests import Request
 
+from studiolo.jobs.artist import Artist
+from studiolo.jobs.batches import Batches
 from studiolo.jobs.room import Room
+from studiolo.jobs.tunings import Tunings
 from studiolo.language.caching.contexts import Contexts
 from studiolo.language.conversation import Usage
 from studiolo.server import shelf
@@ -35,11 +37,11 @@ class Studio:
     keys: Keys
     files: Uploads
     metrics: Metrics
-    room: Room = field(default_factory=Room)
+    room: Room
+    batches: Batches
+    tunings: Tunings
+    artist: Artist
     background: Background = field(default_factory=Background)
-    batches: Any = None
-    tunings: Any = None
-    artist: Any = None
     opening: list[Work] = field(default_factory=list)
     """What to await when the server starts, first to last; for the rooms that work in the background."""
     closing: list[Work] = field(default_factory=list)

@@ -253,7 +253,7 @@ def _item(number: int, line: Wire, model: str) -> tuple[str | None, Wire]:
 
 
 async def _own(studio: Studio, who: Caller, name: str) -> BatchRecord:
-    record: BatchRecord = await studio.batches.get(name, who.key_id)
+    record = await studio.batches.get(name, who.key_id)
     if record.kind not in _MESSAGES:
         raise NotFoundError("this batch was made by another API", where=f"batches/{name}")
     return record

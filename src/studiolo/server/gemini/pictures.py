@@ -70,7 +70,7 @@ async def drawn_deltas(studio: Studio, request: Request, *, batch: bool = False)
 async def draw(studio: Studio, model: str, prompt: str, *, batch: bool, **order: Any) -> list[Picture]:
     """As `Artist.draw`, measured."""
     began = time.perf_counter()
-    pictures: list[Picture] = await studio.artist.draw(model, prompt, interactive=not batch, **order)
+    pictures = await studio.artist.draw(model, prompt, interactive=not batch, **order)
     studio.metrics.drawn(model, time.perf_counter() - began, len(pictures))
     return pictures
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter
 
 from studiolo.server.gemini import (
@@ -12,12 +14,14 @@ from studiolo.server.gemini import (
     content,
     embeddings,
     files,
+    interactions,
     models,
     predict,
     tunings,
     uploading,
 )
 from studiolo.server.studio import Studio
+from studiolo.server.undertaken import tell_of_left
 
 # Enterprise clients put these before all names; whose project it is, the key says.
 _PROJECT = "/projects/{project}/locations/{location}"
@@ -39,8 +43,8 @@ def router() -> APIRouter:
 
 def prepare(studio: Studio) -> None:
     """Joins the dialect to what works in the background."""
-    if studio.batches is not None:
-        batch_answers.register(studio)
+    studio.opening.append(partial(tell_of_left, studio, "interaction", interactions.failure))
+    batch_answers.register(studio)
 
 
 def _below(before: str) -> APIRouter:
@@ -52,5 +56,6 @@ def _below(before: str) -> APIRouter:
     for part in (content, predict):
         part.add_routes(router, f"{before}/tunedModels")
     files.add_routes(router, f"{before}/files")
+    interactions.add_routes(router, f"{before}/interactions")
     batches.add_routes(router, f"{before}/models", f"{before}/batches")
     return router

@@ -155,8 +155,7 @@ async def delete(name: str, studio: House, who: Who) -> Wire:
     """Forgets a subject: nobody can draw it any more."""
     record = await _own(studio, who, name)
     await studio.tunings.delete(record.id, who.key_id)
-    if studio.artist is not None:
-        await studio.artist.forget(record.name)
+    await studio.artist.forget(record.name)
     return {}
 
 
@@ -353,8 +352,7 @@ async def _create(
         name=name, title=title, base=names.model(base), class_noun=noun, recipe=recipe, owner=who.key_id,
         files=tuple(file for file in files if file is not None),
     )  # fmt: skip
-    record: TuningRecord = await studio.tunings.create(spec)
-    return record
+    return await studio.tunings.create(spec)
 
 
 _REMEDY = (

@@ -147,7 +147,7 @@ async def _begun(
     keep: Callable[[sa.Connection, str, datetime], None],
 ) -> BatchRecord:
     path = studio.files.path(wanted.input_file_id)
-    record: BatchRecord = await studio.batches.create(
+    return await studio.batches.create(
         owner=caller.key_id,
         kind=PREFIX + wanted.endpoint,
         model=found.models[0] if len(found.models) == 1 else "",
@@ -155,7 +155,6 @@ async def _begun(
         lifetime=RESULTS,
         beside=keep,
     )
-    return record
 
 
 # --- its end ----------------------------------------------------------------------------------------------
@@ -166,7 +165,7 @@ async def _told(studio: Studio, batch: KeptBatch) -> dict[str, Any]:
     if batch.errors is not None:
         return batch_of(batch, None)
     try:
-        job: BatchRecord = await studio.batches.get(batch.job, batch.owner)
+        job = await studio.batches.get(batch.job, batch.owner)
     except NotFoundError:
         return batch_of(batch, None)
     if job.state in OVER and batch.final is None:

@@ -70,7 +70,7 @@ async def create_job(
     files = await asyncio.to_thread(_files_of, studio, caller, wanted)
     spec, kept = spec_of(wanted, files, caller.key_id)
     with _in_terms_of(spec):
-        record: TuningRecord = await studio.tunings.create(spec)
+        record = await studio.tunings.create(spec)
     kept = replace(kept, tuning=record.id)
     await asyncio.to_thread(kept_in(studio.database).add, kept)
     return JSONResponse(job_of(record, kept))
@@ -134,7 +134,7 @@ async def list_events(
     if after is not None:
         number = event_number(after)
         events = [event for event in events if event.number < number]
-    previews = dict(await studio.tunings.previews(record.id))
+    previews: dict[int | None, Path] = dict(await studio.tunings.previews(record.id))
     shown = []
     for event in events[:limit]:
         path = previews.get(event.step) if event.kind == "preview" else None
@@ -172,8 +172,6 @@ async def list_checkpoints(
 
 def _check_taught(studio: Studio, model: str) -> None:
     """Refuses models that are not there, and those that are not taught subjects."""
-    if studio.tunings is None:
-        raise NotBuiltError("nothing is taught here", where="model")
     if studio.engines.info(model).kind not in ("drawing", "subject"):
         raise UnsupportedError(
             "models that speak are not tuned here", where="model", remedy="Name studiolo-base."
@@ -231,10 +229,9 @@ async def _record(studio: Studio, caller: Caller, job: str) -> TuningRecord:
     Raises:
         NotFoundError: there is none of this caller's.
     """
-    if studio.tunings is None or not job.startswith(PREFIX):
+    if not job.startswith(PREFIX):
         raise NotFoundError("no fine-tuning job of this id", where=job[:100])
-    record: TuningRecord = await studio.tunings.get(_tuning(job), caller.key_id)
-    return record
+    return await studio.tunings.get(_tuning(job), caller.key_id)
 
 
 async def _told(studio: Studio, record: TuningRecord) -> JSON:
@@ -244,7 +241,7 @@ async def _told(studio: Studio, record: TuningRecord) -> JSON:
 
 async def _jobs(studio: Studio, caller: Caller, after: str | None) -> AsyncIterator[JSON]:
     """All jobs behind `after`, page by page."""
-    while studio.tunings is not None:
+    while True:
         page = await studio.tunings.page(caller.key_id, _PAGE, after)
         kept = await asyncio.to_thread(kept_in(studio.database).of, [record.id for record in page])
         for record in page:

@@ -92,8 +92,6 @@ async def edit_images(_: Caller = Depends(caller)) -> Response:
 
 def _check_draws(studio: Studio, model: str) -> None:
     """Refuses models that do not draw, and those that are not there."""
-    if studio.artist is None:
-        raise NotBuiltError("nothing draws here", where="model")
     if studio.engines.info(model).kind not in ("drawing", "subject"):
         raise UnsupportedError(
             "this model speaks, and cannot draw", where="model", remedy="Name studiolo-base or a subject."
@@ -107,7 +105,7 @@ async def _drawn(
         entry.model = wanted.named
     began = time.perf_counter()
     with _in_terms_of(wanted):
-        pictures: list[Picture] = await studio.artist.draw(
+        pictures = await studio.artist.draw(
             wanted.named, wanted.prompt, interactive=interactive, **wished, **more
         )
     studio.metrics.drawn(wanted.named, time.perf_counter() - began, len(pictures))

@@ -41,7 +41,7 @@ async def delete_model(
 ) -> Response:
     """Forgets a subject that this caller has taught, with the job that made it."""
     info = studio.engines.info(model)
-    tuning = None if studio.tunings is None else await studio.tunings.named(info.name)
+    tuning = await studio.tunings.named(info.name)
     if info.kind != "subject" or tuning is None or tuning.owner != caller.key_id:
         raise NotPermittedError(
             "only subjects are deleted here, by whoever has taught them here",
@@ -50,8 +50,7 @@ async def delete_model(
         )
     await studio.tunings.delete(tuning.id, caller.key_id)
     await asyncio.to_thread(kept_in(studio.database).delete, tuning.id)
-    if studio.artist is not None:
-        await studio.artist.forget(info.name)
+    await studio.artist.forget(info.name)
     studio.engines.models()  # so that it is known at once that it is gone
     return JSONResponse({"id": info.name, "object": "model", "deleted": True})
 
