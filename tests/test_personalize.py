@@ -40,7 +40,7 @@ def make_module(recipe: Recipe, prediction_type: str = "epsilon") -> Personaliza
         components,
         recipe,
         PROMPTS,
-        token_id,
+        [token_id],
         lambda start, rank, world: make_batches(recipe, start, rank, world),
     )
 

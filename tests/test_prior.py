@@ -13,7 +13,7 @@ from studiolo.diffusion.components import Components
 from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.dreambooth.examples import LatentEncoder
 from studiolo.dreambooth.prior import ClassExamples, ClassImageMaker, ClassImageSet
-from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.recipe import Recipe, fill
 from studiolo.dreambooth.transforms import Transform
 from studiolo.errors import StudioloError
 from tiny import tiny_components
@@ -30,7 +30,8 @@ def image_set(
     made = {"count": count, "batch_size": 4, "steps": 2} | changed.pop("class_images", {})
     changed = {"class_prompts": ["a photo of a {class_noun}"]} | changed
     recipe = Recipe(class_noun="fox").with_values({"class_images": made} | changed)
-    return ClassImageSet(recipe, fingerprint, size, root)
+    prompts = [fill(prompt, recipe.class_noun) for prompt in recipe.class_prompts]
+    return ClassImageSet(recipe.class_images, prompts, fingerprint, size, root)
 
 
 def make_all(images: ClassImageSet, components: Components) -> None:
@@ -47,7 +48,7 @@ def test_they_are_what_the_sampler_draws_of_the_class_prompt(components, tmp_pat
     images = image_set(tmp_path, count=4)
     make_all(images, components)
     settings = SamplerSettings(
-        sampler="ddim", steps=2, guidance_scale=images.recipe.class_images.guidance_scale
+        sampler="ddim", steps=2, guidance_scale=images.settings.guidance_scale
     )
     drawn = generate(components, ["a photo of a fox"] * 4, [0, 1, 2, 3], settings)
     for index, picture in enumerate(drawn):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 from hypothesis import given
@@ -119,8 +121,39 @@ def test_articles(noun, told):
     assert fill("a photo of a {class_noun}", noun) == told
 
 
-def test_captions(recipe):
-    assert recipe.instance_caption("sks") == "a photo of sks fox"
-    assert recipe.instance_caption("sks", "[V] {class_noun} asleep") == "sks fox asleep"
-    cycled = recipe.with_values({"class_prompts": ["a {class_noun}", "a {class_noun} on grass"]})
-    assert [cycled.class_caption(i) for i in range(3)] == ["a fox", "a fox on grass", "a fox"]
+def test_captions():
+    assert fill("a photo of [V] {class_noun}", "fox", "sks") == "a photo of sks fox"
+    assert fill("[V] {class_noun} asleep", "fox", "sks") == "sks fox asleep"
+
+
+REX = {"name": "rex", "images": ["rex/"], "class_noun": "dog"}
+
+
+def test_several_subjects(tmp_path):
+    recipe = Recipe.build({"subjects": [REX, REX | {"name": "tom", "class_noun": "cat", "masks": "m"}]})
+    assert [(one.name, one.class_noun, one.masks) for one in recipe.all_subjects] == [
+        ("rex", "dog", None),
+        ("tom", "cat", "m"),
+    ]
+    recipe.save(tmp_path / "r.yaml")
+    assert Recipe.from_yaml(tmp_path / "r.yaml") == recipe
+    alone = Recipe.build({"images": ["a.png"], "class_noun": "fox", "identifier": "sks"})
+    assert alone.all_subjects[0].model_dump(include={"name", "identifier"}) == {
+        "name": "V",
+        "identifier": "sks",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"subjects": [REX], "class_noun": "dog"}, "each has its own images, class_noun"),
+        ({"subjects": [REX, REX]}, "different names"),
+        ({"subjects": [REX | {"name": "Rex!"}]}, "subjects.0.name = 'Rex!'"),
+        ({"subjects": [REX | {"images": []}]}, "subjects.0.images"),
+        ({"subjects": [REX | {"noun": "dog"}]}, "no setting is called 'subjects.0.noun'"),
+    ],
+)
+def test_wrong_subjects_are_told(values, told):
+    with pytest.raises(StudioloError, match=re.escape(told)):
+        Recipe.build(values)

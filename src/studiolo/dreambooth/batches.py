@@ -30,8 +30,7 @@ class HalfBatch:
 
     `latents` and `noise` are float32 [B, C, h, w], `timesteps` int64 [B] in [0, T), `prompts` int64 [B]
     rows of the run's table of prompts, `masks` float32 [B, 1, h, w] in [0, 1] or None, `sizes` float32
-    [B, 6] or None (see `Conditioning`), `targets` [B, C, h, w] what the denoiser should say where that is
-    not the objective's own target.
+    [B, 6] or None (see `Conditioning`).
     """
 
     latents: torch.Tensor
@@ -40,7 +39,6 @@ class HalfBatch:
     prompts: torch.Tensor
     masks: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
-    targets: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -75,14 +73,20 @@ class Half:
         first = (micro * world + rank) * self.size
         counters = list(range(first, first + self.size))
         drawn = self.examples.draw(recipe.seed, self.stream, counters)
-        shape = tuple(drawn.latents.shape[1:])
+        noise, timesteps = drawn.noise, drawn.timesteps
+        if noise is None:
+            noise = self._noise(tuple(drawn.latents.shape[1:]), recipe, counters)
+        if timesteps is None:
+            timesteps = counter_integers(num_steps, recipe.seed, f"{self.stream}/timestep", counters)
+        prompts = self.prompts[drawn.image_index % len(self.prompts)]
+        return HalfBatch(drawn.latents, noise, timesteps, prompts, drawn.masks, drawn.sizes)
+
+    def _noise(self, shape: tuple[int, ...], recipe: Recipe, counters: Sequence[int]) -> torch.Tensor:
         noise = counter_noise(shape, recipe.seed, f"{self.stream}/noise", counters)
         if recipe.offset_noise:
             offset = counter_noise((shape[0], 1, 1), recipe.seed, f"{self.stream}/offset", counters)
             noise = noise + recipe.offset_noise * offset
-        timesteps = counter_integers(num_steps, recipe.seed, f"{self.stream}/timestep", counters)
-        prompts = self.prompts[drawn.image_index % len(self.prompts)]
-        return HalfBatch(drawn.latents, noise, timesteps, prompts, drawn.masks, drawn.sizes)
+        return noise
 
 
 class Batches:

@@ -12,6 +12,7 @@ import torch
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.drawing.sheet import comparison_table
+from studiolo.dreambooth.material import Taught
 from studiolo.dreambooth.metrics import MetricsFile, StepRecord, stopwatch
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
@@ -55,13 +56,14 @@ class PreviewPainter(StepCallback):
         self,
         recipe: Recipe,
         components: Components,
-        identifier: str,
+        taught: Sequence[Taught],
         folder: Path,
         trackers: Sequence[Tracker],
         average: MovingAverage | None,
     ) -> None:
         self.settings = recipe.previews
-        self.captions = [recipe.instance_caption(identifier, prompt) for prompt in self.settings.prompts]
+        captions = [one.caption(prompt) for one in taught for prompt in self.settings.prompts]
+        self.captions = list(dict.fromkeys(captions))
         self.components, self.folder, self.trackers = components, folder, trackers
         self.average = average
 

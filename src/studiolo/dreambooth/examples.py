@@ -36,6 +36,10 @@ class Draw(NamedTuple):
     """Share of each latent cell that belongs to the subject, float32 [B, 1, h, w] in [0, 1]."""
     sizes: torch.Tensor | None = None
     """Of the original, of the crop's corner and of the picture, float32 [B, 6]; see `Conditioning`."""
+    noise: torch.Tensor | None = None
+    """The noise to see them in, float32 [B, C, h, w], where it is not free to choose."""
+    timesteps: torch.Tensor | None = None
+    """The noise levels to see them at, int64 [B], where these are not free to choose."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ExampleSet:
         Every N counters in a row (an epoch) meet each image once, in an order of their own. An example
         depends on its counter alone: resuming, splitting batches and adding ranks change nothing.
         """
-        return self.draw_at(self.order(seed, stream, counters), seed, stream, counters)
+        return self.draw_at(visits(len(self), seed, stream, counters), seed, stream, counters)
 
     def draw_at(self, index: torch.Tensor, seed: int, stream: str, counters: Sequence[int]) -> Draw:
         """As `draw`, of given images: `index` int64 [B]; view and posterior noise come from the counters."""
@@ -71,13 +75,6 @@ class ExampleSet:
         latents = (self.mean[index, view] + deviation * noise - self.shift_factor) * self.scaling_factor
         masks, sizes = (None if t is None else t[index, view] for t in (self.masks, self.sizes))
         return Draw(latents, index, masks, sizes)
-
-    def order(self, seed: int, stream: str, counters: Sequence[int]) -> torch.Tensor:
-        """The image that each counter k meets, int64 [B]: place k % N of the permutation of epoch k // N."""
-        epochs = sorted({counter // len(self) for counter in counters})
-        keys = counter_noise((len(self),), seed, f"{stream}/order", epochs)
-        permutations = dict(zip(epochs, keys.argsort(dim=1, stable=True), strict=True))
-        return torch.stack([permutations[c // len(self)][c % len(self)] for c in counters])
 
     @staticmethod
     def joined(sets: Sequence[ExampleSet]) -> ExampleSet:
@@ -91,6 +88,15 @@ class ExampleSet:
             scaling_factor=first.scaling_factor,
             shift_factor=first.shift_factor,
         )
+
+
+def visits(count: int, seed: int, stream: str, counters: Sequence[int]) -> torch.Tensor:
+    """Which of `count` examples each counter k meets, int64 [B]: place k % count of the permutation of epoch
+    k // count."""
+    epochs = sorted({counter // count for counter in counters})
+    keys = counter_noise((count,), seed, f"{stream}/order", epochs)
+    permutations = dict(zip(epochs, keys.argsort(dim=1, stable=True), strict=True))
+    return torch.stack([permutations[c // count][c % count] for c in counters])
 
 
 class LatentEncoder:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from transformers import CLIPTokenizer
 
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.vocabulary import add_word, row_of, rows_of, token_ids
 from studiolo.errors import StudioloError
 
 RAREST = 128  # candidates that are scored
@@ -100,7 +100,7 @@ def find_identifier(
     best = ranked[0]
     kind = "rare ones" if candidates is None else "given ones"
     reason = f"one token, and of {len(ranked)} {kind} it means least: {_meaning(best, class_noun)}"
-    return IdentifierChoice(best.token, _rows(components, best.token), False, reason, ranked)
+    return IdentifierChoice(best.token, rows_of(components, best.token), False, reason, ranked)
 
 
 def take_identifier(components: Components, text: str, class_noun: str) -> IdentifierChoice:
@@ -113,12 +113,12 @@ def take_identifier(components: Components, text: str, class_noun: str) -> Ident
     if not _is_token(components, token):
         return add_identifier(components, token, class_noun)
     if token in components.tokenizer.get_added_vocab():
-        return IdentifierChoice(token, _rows(components, token), False, "added to this model before", [])
+        return IdentifierChoice(token, rows_of(components, token), False, "added to this model before", [])
     measured = _measure(components, class_noun, [token], _known(components))[0]
     reason = f"one token; {_meaning(measured, class_noun)}"
     if measured.shift >= STRONG:
         reason += ": it has a meaning that has to be unlearned, a rarer one would serve better"
-    return IdentifierChoice(token, _rows(components, token), False, reason, [measured])
+    return IdentifierChoice(token, rows_of(components, token), False, reason, [measured])
 
 
 def add_identifier(components: Components, text: str, class_noun: str) -> IdentifierChoice:
@@ -131,31 +131,18 @@ def add_identifier(components: Components, text: str, class_noun: str) -> Identi
     token = check_identifier(text, class_noun)
     if _is_token(components, token):
         raise StudioloError(f"'{token}' is a token already", where="identifier", remedy="Use it as it is.")
-    pieces = components.tokenizer.convert_ids_to_tokens(_ids(components.tokenizer, token))
+    pieces = components.tokenizer.convert_ids_to_tokens(token_ids(components.tokenizer, token))
     for tokenizer, text_encoder in zip(components.tokenizers, components.text_encoders, strict=True):
-        if _row(tokenizer, token) is None:
+        if row_of(tokenizer, token) is None:
             _add(tokenizer, text_encoder, token, class_noun)
     shown = " ".join(piece.replace(_WORD_END, "") for piece in pieces)
     reason = f"would be {len(pieces)} tokens ({shown}): added as one, which starts as '{class_noun}'"
-    return IdentifierChoice(token, _rows(components, token), True, reason, [])
+    return IdentifierChoice(token, rows_of(components, token), True, reason, [])
 
 
 def _add(tokenizer: Any, text_encoder: Any, token: str, class_noun: str) -> None:
-    noun_ids = _ids(tokenizer, class_noun)
-    # single_word: not to be cut out of longer words; normalized: prompts are lower-cased before the search.
-    # SentencePiece (T5) would make a token of its own of the space before it: lstrip takes it along.
-    spaced = not isinstance(tokenizer, CLIPTokenizer)
-    tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=True, lstrip=spaced)])
-    token_id = tokenizer.convert_tokens_to_ids(token)
-    if token_id >= text_encoder.get_input_embeddings().num_embeddings:
-        text_encoder.resize_token_embeddings(token_id + 1, mean_resizing=False)
-    with torch.no_grad():
-        rows = text_encoder.get_input_embeddings().weight
-        rows[token_id] = rows[noun_ids].mean(dim=0)
-    if isinstance(tokenizer, CLIPTokenizer):
-        # Configs of old (eos_token_id 2) make CLIP pool at the largest id: EOS, until this token came.
-        for part in (text_encoder, getattr(text_encoder, "text_model", text_encoder)):
-            part.config.eos_token_id = part.eos_token_id = tokenizer.eos_token_id
+    rows = text_encoder.get_input_embeddings().weight
+    add_word(tokenizer, text_encoder, token, rows[token_ids(tokenizer, class_noun)].mean(dim=0))
 
 
 def _meaning(candidate: Candidate, noun: str) -> str:
@@ -208,21 +195,7 @@ def _clip_towers(components: Components) -> list[tuple[Any, Any]]:
 
 
 def _is_token(components: Components, token: str) -> bool:
-    return all(_row(tokenizer, token) is not None for tokenizer, _ in _clip_towers(components))
-
-
-def _rows(components: Components, token: str) -> tuple[int | None, ...]:
-    return tuple(_row(tokenizer, token) for tokenizer in components.tokenizers)
-
-
-def _row(tokenizer: Any, token: str) -> int | None:
-    """The id of a word that is one token, else None."""
-    ids = _ids(tokenizer, token)
-    return ids[0] if len(ids) == 1 and ids[0] != tokenizer.unk_token_id else None
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return all(row_of(tokenizer, token) is not None for tokenizer, _ in _clip_towers(components))
 
 
 def _measure(
@@ -234,7 +207,7 @@ def _measure(
     common = words[:COMMON] or list(names)
     towers = [_meanings(*tower, noun, [*names, *common], len(names)) for tower in _clip_towers(components)]
     shift, likeness = (torch.stack(values).mean(dim=0).tolist() for values in zip(*towers, strict=True))
-    ids = [_row(components.tokenizer, name) or 0 for name in names]
+    ids = [row_of(components.tokenizer, name) or 0 for name in names]
     return [Candidate(*row) for row in zip(names, ids, shift, likeness, strict=True)]
 
 
@@ -242,8 +215,8 @@ def _meanings(
     tokenizer: Any, text_encoder: Any, noun: str, words: Sequence[str], count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Shift and likeness of the first `count` of `words` in one text encoder; the others are common words."""
-    ids = [_row(tokenizer, word) or 0 for word in words]
-    start, noun_ids = _ids(tokenizer, "a photo of a"), _ids(tokenizer, noun)
+    ids = [row_of(tokenizer, word) or 0 for word in words]
+    start, noun_ids = token_ids(tokenizer, "a photo of a"), token_ids(tokenizer, noun)
 
     def summaries(prompts: list[list[int]]) -> torch.Tensor:
         return _summaries(tokenizer, text_encoder, prompts)

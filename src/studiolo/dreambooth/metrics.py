@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from studiolo.dreambooth.personalize import rate_factor
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.store.files import atomic_path
 
@@ -46,7 +45,7 @@ class StepRecord:
             recipe.prior_weight > 0
         )
         images *= recipe.accumulate * recipe.devices * recipe.num_nodes
-        factor = rate_factor(recipe, step - 1)
+        factor = recipe.rate_factor(step - 1)
         return cls(
             step=step,
             loss_instance=instance,

@@ -20,11 +20,13 @@ from studiolo.diffusion.objective import (
     snr_weights,
 )
 from studiolo.dreambooth.batches import Batch, Batches, HalfBatch
+from studiolo.dreambooth.parts import TokenIds, choose_parts
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.training.optimizers import make_optimizer
 
 
 class Personalization(pl.LightningModule):
-    """Fine-tunes the U-Net, the text encoder or one token of `components` in place (Ruiz et al. 2023).
+    """Fine-tunes the denoiser, text encoders or tokens of `components` in place (Ruiz et al. 2023).
 
     Both networks are parts of this one module, so that DDP wraps them together; the VAE is no part of it.
     What the recipe does not train is in eval mode, without gradients, and out of the checkpoints.
@@ -32,7 +34,7 @@ class Personalization(pl.LightningModule):
     Args:
         components: the model, its vocabulary already holding the identifier.
         prompts: the table of prompts that the batches point into.
-        token_id: the identifier's row of the embedding table.
+        tokens: what stands for the subjects: rows of the embedding tables.
         batches: (start, rank, world) -> the micro-batches of this process from number `start`.
     """
 
@@ -41,14 +43,14 @@ class Personalization(pl.LightningModule):
         components: Components,
         recipe: Recipe,
         prompts: list[str],
-        token_id: int,
+        tokens: Sequence[TokenIds],
         batches: Callable[[int, int, int], Batches],
     ) -> None:
         super().__init__()
         self.recipe = recipe
         self.schedule = components.schedule
         self.family = components.family
-        self.denoiser: torch.nn.Module = components.denoiser
+        self.denoiser: Any = components.denoiser
         self.text_encoders = torch.nn.ModuleList(components.text_encoders)
         self._batches = batches
         self.grad_norm = torch.zeros(())
@@ -57,19 +59,21 @@ class Personalization(pl.LightningModule):
         self._conditioning: Conditioning | None = None
         """Of the whole table of prompts, where no text encoder is trained."""
         self.strict_loading = False  # checkpoints hold what is trained
-        self._choose_trained(token_id)
+        self.parts = choose_parts(components, recipe, tokens)
+        self.tokens = torch.nn.ModuleList(self.parts.tokens)
+        self._arrange()
 
-    def _choose_trained(self, token_id: int) -> None:
-        recipe = self.recipe
-        self.denoiser.train(recipe.train_unet).requires_grad_(recipe.train_unet)
-        self.text_encoders.train(recipe.train_text_encoder).requires_grad_(recipe.train_text_encoder)
-        if recipe.train_token_embedding:
-            encoder: Any = self.text_encoders[0]
-            table = encoder.get_input_embeddings().weight.requires_grad_(True)
-            row = torch.zeros(len(table), 1)
-            row[token_id] = 1
-            # A row without gradient has zero Adam moments; with no weight decay (below) it never moves.
-            table.register_hook(lambda gradient: gradient * row.to(gradient))
+    def _arrange(self) -> None:
+        """How the networks compute, as the recipe wants it: nothing of it changes what they compute."""
+        denoiser, encoders = self.denoiser, self.text_encoders
+        if self.recipe.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+            for encoder in encoders:
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.recipe.channels_last:
+            denoiser.to(memory_format=torch.channels_last)
+        if self.recipe.compile:
+            denoiser.compile()
 
     @property
     def text_is_trained(self) -> bool:
@@ -115,9 +119,7 @@ class Personalization(pl.LightningModule):
         self, half: HalfBatch, prediction: torch.Tensor, weights: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The loss of each example of a half, float32 [B]."""
-        target = half.targets
-        if target is None:
-            target = prediction_target(self.schedule, half.latents, half.noise, half.timesteps)
+        target = prediction_target(self.schedule, half.latents, half.noise, half.timesteps)
         return per_sample_loss(prediction, target, weights, half.masks)
 
     def _text(self, prompts: torch.Tensor) -> Conditioning:
@@ -130,24 +132,16 @@ class Personalization(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         recipe = self.recipe
-        groups = []
-        if recipe.train_unet:
-            groups.append(
-                {"params": list(self.denoiser.parameters()), "lr": recipe.learning_rate, "name": "unet"}
-            )
-        if self.text_is_trained:
-            params = [p for p in self.text_encoders.parameters() if p.requires_grad]
-            decay = 0.0 if recipe.train_token_embedding else recipe.weight_decay
-            groups.append(
-                {"params": params, "lr": recipe.text_learning_rate, "weight_decay": decay, "name": "text"}
-            )
         # GradScaler cannot unscale for clipping what a fused optimizer would unscale itself.
         fused = recipe.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(recipe, step))
+        optimizer = make_optimizer(recipe.optimizer, self.parts.groups, fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        if self.global_step < self.recipe.unet_start_step:
+            for parameter in self.denoiser.parameters():
+                parameter.grad = None  # which an optimizer leaves alone
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         limit = self.recipe.clip_norm or math.inf
         self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
@@ -159,15 +153,6 @@ class Personalization(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-
-
-def rate_factor(recipe: Recipe, step: int) -> float:
-    """The part in [0, 1] of the highest learning rate that optimizer step `step` (from 0) is taken with."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / (recipe.warmup_steps + 1)
-    progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    falls = {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
-    return max(0.0, falls[recipe.lr_schedule])
 
 
 def _mixed(*numbers: int) -> int:

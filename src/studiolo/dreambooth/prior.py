@@ -22,7 +22,7 @@ from studiolo.diffusion.components import Components
 from studiolo.diffusion.noise import counter_noise
 from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.dreambooth.examples import Draw, ExampleSet, LatentEncoder
-from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.recipe_prior import ClassImages
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path, sha256_json
 
@@ -38,12 +38,15 @@ class ClassImageSet:
     """The class images of a recipe on a base model, as files `000000.png`, `000001.png`, ... in `folder`.
 
     Args:
+        settings: how they are made.
+        prompts: image i is made from prompt i modulo their number.
         fingerprint: of the base model that draws them.
         size: side of the square pictures in pixels.
         root: the folder in which each set has its own, named by content.
     """
 
-    recipe: Recipe
+    settings: ClassImages
+    prompts: Sequence[str]
     fingerprint: str
     size: int
     root: Path
@@ -51,9 +54,8 @@ class ClassImageSet:
     @cached_property
     def identity(self) -> dict[str, object]:
         """Everything a picture depends on. `count` is left out: more pictures extend a set."""
-        made = self.recipe.class_images.model_dump(exclude={"count"})
-        prompts = [self.recipe.class_caption(i) for i in range(len(self.recipe.class_prompts))]
-        return {"base": self.fingerprint, "size": self.size, "prompts": prompts, **made}
+        made = self.settings.model_dump(exclude={"count"})
+        return {"base": self.fingerprint, "size": self.size, "prompts": list(self.prompts), **made}
 
     @cached_property
     def folder(self) -> Path:
@@ -61,19 +63,19 @@ class ClassImageSet:
 
     @property
     def count(self) -> int:
-        return self.recipe.class_images.count
+        return self.settings.count
 
     @property
     def batches(self) -> range:
         """Numbers of the batches that hold the `count` pictures; the last may hold more."""
-        return range(-(-self.count // self.recipe.class_images.batch_size))
+        return range(-(-self.count // self.settings.batch_size))
 
     def path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.png"
 
     def members(self, batch: int) -> range:
         """The pictures of a batch: always all of it, since a picture depends on its batch by float error."""
-        size = self.recipe.class_images.batch_size
+        size = self.settings.batch_size
         return range(batch * size, (batch + 1) * size)
 
     def missing(self) -> list[int]:
@@ -86,14 +88,14 @@ class ClassImageSet:
 
     def make(self, components: Components, batch: int, on_step: Callable[..., None] | None = None) -> None:
         """Draws one batch and writes its pictures, each whole or not at all."""
-        chosen = self.recipe.class_images
+        chosen = self.settings
         members = self.members(batch)
         settings = SamplerSettings(
             sampler=chosen.sampler, steps=chosen.steps, guidance_scale=chosen.guidance_scale, eta=chosen.eta
         )
         pictures = generate(
             components,
-            [self.recipe.class_caption(i) for i in members],
+            [self.prompts[i % len(self.prompts)] for i in members],
             [chosen.seed + i for i in members],
             settings,
             negative_prompts=[chosen.negative_prompt] * len(members),

@@ -10,33 +10,22 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from studiolo.dreambooth.recipe_group import Group, Sampler
+from studiolo.dreambooth.recipe_group import Group, Many, Sampler
+from studiolo.dreambooth.recipe_parts import AdapterChoice, check_parts
+from studiolo.dreambooth.recipe_prior import ClassImages, ClassPredictions
 from studiolo.dreambooth.recipe_scores import ScoreSettings
+from studiolo.dreambooth.recipe_subjects import SubjectSettings
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path
+from studiolo.training.optimizers import OptimizerName, ScheduleName, rate_factor
 
-T = TypeVar("T")
-Many = Annotated[tuple[T, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 SCALAR_END = "...\n"  # PyYAML ends a lone scalar with this
-
-
-class ClassImages(Group):
-    """The pictures of the class that the base model makes: what it must still know when it is taught."""
-
-    count: int = Field(48, ge=1, le=100_000, description="How many; more extend the cached set.")
-    batch_size: int = Field(8, ge=1, le=256, description="Pictures made at once. Part of the cache key.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Picture i starts from the noise of seed + i.")
-    negative_prompt: str = Field("", description="What to keep out of them.")
-    sampler: Sampler = Field("ddim", description="The same samplers as for drawing.")
-    steps: int = Field(20, ge=1, le=1000, description="Denoising steps.")
-    guidance_scale: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; <= 1 is off.")
-    eta: float = Field(0.0, ge=0, le=1, description="DDIM's stochasticity: 0 none, 1 as DDPM.")
 
 
 class Previews(Group):
@@ -79,6 +68,11 @@ class Recipe(Group):
         None, description="Own prompts of images, with [V]: sidecar reads NAME.txt, filename takes the name."
     )
     masks: str | None = Field(None, description="Folder of masks named as the images; white counts.")
+    subjects: tuple[SubjectSettings, ...] = Field(
+        (),
+        description="Several subjects in one run, in place of images, class_noun, identifier, captions and "
+        "masks: each has these of its own, and a name, by which prompts say [NAME].",
+    )
 
     instance_prompt: str = Field(
         "a photo of [V] {class_noun}", description="Prompt of every image that has no caption of its own."
@@ -94,7 +88,15 @@ class Recipe(Group):
         description="Class image i is made from, and trained with, prompt i modulo their number. A context "
         "among them keeps the class composable; with many, its looks there win over the subject's.",
     )
+    prior: Literal["images", "predictions"] = Field(
+        "images",
+        description="What keeps the class: images that the base makes of it, or what it predicts on its "
+        "ways from noise, which need no images.",
+    )
     class_images: ClassImages = Field(ClassImages(), description="How class images are made.")
+    class_predictions: ClassPredictions = Field(
+        ClassPredictions(), description="How predictions of the base are made, with prior: predictions."
+    )
     prior_weight: float = Field(
         1.0,
         ge=0,
@@ -110,13 +112,32 @@ class Recipe(Group):
     )
     accumulate: int = Field(1, ge=1, le=4096, description="Micro-batches an optimizer step.")
 
-    train_unet: bool = Field(True, description="Train the whole U-Net.")
-    train_text_encoder: bool = Field(True, description="Train the whole text encoder.")
+    train_unet: bool = Field(True, description="Train the denoiser, whole or by adapters.")
+    train_text_encoder: bool = Field(
+        True, description="Train the (CLIP) text encoders, whole or by adapters."
+    )
     train_token_embedding: bool = Field(
-        False, description="Train the identifier's embedding alone of the text encoder (Gal et al. 2022)."
+        False,
+        description="Train the identifier's embedding alone (Gal et al. 2022); with adapters, beside them.",
+    )
+    token_vectors: int = Field(
+        1, ge=1, le=32, description="How many tokens stand for the subject, each with an embedding."
+    )
+    adapter: AdapterChoice = Field(
+        AdapterChoice(), description="Small corrections in place of whole networks."
     )
     text_encoder_stop_step: int | None = Field(
         None, ge=1, description="Step from which text encoder and token stand still. null: never."
+    )
+    unet_start_step: int = Field(
+        0,
+        ge=0,
+        description="Step from which the denoiser is trained: the token or the text before it, alone.",
+    )
+    optimizer: OptimizerName = Field(
+        "adamw",
+        description="adamw; adamw8bit: its moments in 8 bits; adafactor: rows and columns of them; prodigy: "
+        "finds the rate by itself.",
     )
     learning_rate: Rate = Field(
         4e-4, description="AdamW's rate for the U-Net, at its highest. Large models take about 2e-6."
@@ -124,10 +145,13 @@ class Recipe(Group):
     text_learning_rate: Rate = Field(
         4e-5, description="The same for the text encoder or the token embedding."
     )
-    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+    lr_schedule: ScheduleName = Field(
         "linear",
-        description="How the rates fall after the warm-up, to 0 at the last step.",
+        description="How the rates fall after the warm-up, to 0 at the last step: constant (not at all), "
+        "linear, cosine, cosine_restarts, polynomial.",
     )
+    lr_cycles: int = Field(1, ge=1, le=1000, description="How often cosine_restarts begins anew, in all.")
+    lr_power: float = Field(1.0, gt=0, le=100, description="Power of polynomial.")
     warmup_steps: int = Field(
         10, ge=0, description="Steps in which the rates rise linearly to their highest."
     )
@@ -153,7 +177,21 @@ class Recipe(Group):
 
     resolution: int | None = Field(None, ge=8, le=4096, description="Side in pixels. null: the base's own.")
     crop: Literal["center", "random"] = Field("center", description="Which square of an image is seen.")
-    crop_variants: int = Field(4, ge=1, le=256, description="Random crops made of each image (crop: random).")
+    crop_variants: int = Field(
+        4, ge=1, le=256, description="Random variants made of each image (crop: random, color_jitter)."
+    )
+    color_jitter: float = Field(
+        0.0, ge=0, lt=1, description="Most by which brightness, contrast and saturation vary; 0 is off."
+    )
+    buckets: bool = Field(
+        False, description="Keep the proportions of images: each is seen in the nearest of several shapes."
+    )
+    bucket_step: int | None = Field(
+        None,
+        ge=8,
+        le=512,
+        description="Sides of these shapes are multiples of it, in pixels. null: the model's.",
+    )
     flip: bool = Field(True, description="See each image mirrored half of the time.")
 
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
@@ -162,9 +200,27 @@ class Recipe(Group):
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="What to compute on.")
     devices: int = Field(1, ge=1, le=4096, description="Devices a machine.")
     num_nodes: int = Field(1, ge=1, le=4096, description="Machines.")
-    strategy: Literal["auto", "ddp"] = Field("auto", description="How several devices share the work.")
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="How several devices share the work: ddp, each with a copy of the model; fsdp, each with "
+        "a part of its weights, gradients and moments.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Less memory for activations, more time: they are computed again on the way back."
+    )
+    channels_last: bool = Field(
+        False, description="Memory order of the denoiser in which GPUs convolve faster."
+    )
+    compile: bool = Field(
+        False, description="Compile the denoiser (torch.compile): minutes at the start, faster steps."
+    )
     weights_dtype: Literal["float16", "float32"] = Field(
         "float16", description="Float type of the exported model."
+    )
+    export: Literal["adapter", "merged"] = Field(
+        "adapter",
+        description="What is exported where adapters or a token are trained: these alone, some megabytes "
+        "beside the base; or a whole model with them merged in.",
     )
 
     checkpoint_every: int = Field(100, ge=1, description="Steps between checkpoints of the full state.")
@@ -181,10 +237,16 @@ class Recipe(Group):
     def _choices_fit(self) -> Recipe:
         if not (self.train_unet or self.train_text_encoder or self.train_token_embedding):
             raise ValueError("nothing to train: set train_unet, train_text_encoder or train_token_embedding")
-        if self.train_text_encoder and self.train_token_embedding:
-            raise ValueError(
-                "train_text_encoder trains every embedding already: set one of it and train_token_embedding"
-            )
+        check_parts(self)
+        if self.subjects:
+            of_one = (self.images, self.class_noun, self.identifier, self.captions, self.masks)
+            names = [subject.name for subject in self.subjects]
+            if any(of_one):
+                raise ValueError(
+                    "with subjects, each has its own images, class_noun, identifier, captions and masks"
+                )
+            if len(set(names)) < len(names) or "V" in names:
+                raise ValueError(f"subjects need different names, and none is V: {', '.join(names)}")
         if "[V]" not in self.instance_prompt:
             raise ValueError("instance_prompt has no [V], the place of the identifier")
         if any("[V]" in prompt for prompt in self.class_prompts):
@@ -247,18 +309,29 @@ class Recipe(Group):
         with atomic_path(path) as temporary:
             temporary.write_text(self.to_yaml(), encoding="utf-8")
 
+    @property
+    def all_subjects(self) -> tuple[SubjectSettings, ...]:
+        """`subjects`, or the one that the recipe itself describes, as V."""
+        if self.subjects:
+            return self.subjects
+        of_one = self.model_dump(include={"images", "class_noun", "identifier", "captions", "masks"})
+        return (SubjectSettings(name="V", **of_one),)
+
+    def rate_factor(self, step: int) -> float:
+        """The part in [0, 1] of the highest learning rate that optimizer step `step` (from 0) is taken with."""
+        return rate_factor(
+            self.lr_schedule,
+            step,
+            self.steps,
+            warmup=self.warmup_steps,
+            cycles=self.lr_cycles,
+            power=self.lr_power,
+        )
+
     def text_trains_at(self, step: int) -> bool:
         """Whether optimizer step `step` (from 0) moves the text encoder or the token."""
         stop = self.text_encoder_stop_step
         return (self.train_text_encoder or self.train_token_embedding) and (stop is None or step < stop)
-
-    def instance_caption(self, identifier: str, caption: str | None = None) -> str:
-        """The prompt of an instance image: its caption or `instance_prompt`, with the identifier in place."""
-        return fill(caption or self.instance_prompt, self.class_noun or "", identifier)
-
-    def class_caption(self, index: int) -> str:
-        """The prompt that class image `index` is made from and trained with."""
-        return fill(self.class_prompts[index % len(self.class_prompts)], self.class_noun or "")
 
 
 def fill(template: str, class_noun: str, identifier: str = "[V]") -> str:

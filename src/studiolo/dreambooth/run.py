@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from studiolo.dreambooth.material import Taught
 from studiolo.dreambooth.recipe import Recipe
-from studiolo.dreambooth.subject import Subject
 from studiolo.errors import StudioloError
 from studiolo.models.registry import list_models
 from studiolo.store.files import atomic_path, sha256_bytes
@@ -124,11 +125,15 @@ class Run:
         return json.loads(self.record.read_text(encoding="utf-8"))
 
 
-def describe_images(subject: Subject) -> list[dict[str, str]]:
-    """File name and hash of each image, with the caption and the mask's hash where there are some."""
+def describe_images(taught: Sequence[Taught]) -> list[dict[str, str]]:
+    """File name and hash of each image, with the caption and the mask's hash where there are some.
+
+    Of several subjects, the subject's name stands before that of the file.
+    """
     described = []
-    for image in subject.images:
-        entry = {"file": image.name, "sha256": image.sha256}
+    for owner, image in ((one, image) for one in taught for image in one.subject.images):
+        name = image.name if len(taught) == 1 else f"{owner.name}/{image.name}"
+        entry = {"file": name, "sha256": image.sha256}
         if image.caption is not None:
             entry["caption"] = image.caption
         if image.mask is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +16,18 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import studiolo
 from studiolo.diffusion.components import Components
-from studiolo.dreambooth.batches import Batches, Half
+from studiolo.dreambooth.batches import Examples
 from studiolo.dreambooth.callbacks import PreviewPainter, Recorder
-from studiolo.dreambooth.examples import ExampleSet, LatentEncoder
 from studiolo.dreambooth.identifier import take_identifier
+from studiolo.dreambooth.material import Material, Taught, class_captions
 from studiolo.dreambooth.personalize import Personalization
-from studiolo.dreambooth.prior import ClassExamples, ClassImageMaker, ClassImageSet
+from studiolo.dreambooth.predictions import PredictionExamples, PredictionSet
+from studiolo.dreambooth.prior import ClassImageMaker, ClassImageSet
 from studiolo.dreambooth.progress import Display
-from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.recipe import Recipe, fill
 from studiolo.dreambooth.run import Run, describe_images
 from studiolo.dreambooth.scoring import ScoreKeeper, Scorer
-from studiolo.dreambooth.subject import Subject
 from studiolo.dreambooth.trackers import Tracker, open_trackers
-from studiolo.dreambooth.transforms import Transform
 from studiolo.errors import StudioloError
 from studiolo.formats.diffusers_folder import load_components, save_components
 from studiolo.models.registry import CARD_FILE, ModelRef
@@ -44,8 +44,8 @@ from studiolo.training.trainer import plain_trainer
 class Teaching:
     """A run whose parts are loaded and checked, its trainer included: `fit`, then `export`.
 
-    `recipe` is resolved: class noun, identifier and resolution are set. `components` is the base; `fit`
-    trains it in place.
+    `recipe` is resolved: class nouns, identifiers and resolution are set. `taught` are its subjects.
+    `components` is the base; `fit` trains it in place.
     """
 
     recipe: Recipe
@@ -53,7 +53,7 @@ class Teaching:
     display: Display
     base: ModelRef
     components: Components
-    subject: Subject
+    taught: Sequence[Taught]
     scorer: Scorer | None = None
     """Judges the model while it is trained, where the recipe asks for scores."""
     facts: dict[str, Any] = field(init=False)
@@ -71,18 +71,14 @@ class Teaching:
             "name": self.recipe.name,
             "class_noun": self.recipe.class_noun,
             "identifier": self.recipe.identifier,
+            "subjects": [one.describe() for one in self.taught],
             "base": {"name": self.base.name, "fingerprint": self.components.fingerprint()},
-            "instance_prompt": self.recipe.instance_caption("[V]"),
-            "class_prompt": self.recipe.class_caption(0),
-            "data": {"images": describe_images(self.subject)},
+            "instance_prompt": fill(self.recipe.instance_prompt, self.recipe.class_noun or "{class_noun}"),
+            "class_prompt": class_captions(self.recipe, self.taught)[0],
+            "data": {"images": describe_images(self.taught)},
             "recipe": self.recipe.model_dump(mode="json"),
             "studiolo_version": studiolo.__version__,
         }
-
-    @property
-    def _identifier(self) -> str:
-        assert self.recipe.identifier is not None
-        return self.recipe.identifier
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -94,12 +90,19 @@ class Teaching:
         with ExitStack() as stack:
             self._open_trackers(stack, checkpoint)
             self.components.to(self.trainer.strategy.root_device)
-            maker = self._start_class_images(stack)
-            token_id = take_identifier(
-                self.components, self._identifier, self.recipe.class_noun or ""
-            ).token_id
-            self.module = self._make_module(maker, token_id)
+            material = Material(
+                self.recipe, self.components, self.taught, self.trainer.world_size, cache_dir("latents")
+            )
             try:
+                # Of the base, so before the identifiers are added to it.
+                prior = self._make_prior(material, stack)
+                token_ids = [
+                    take_identifier(self.components, one.identifier, one.subject.class_noun).token_id
+                    for one in self.taught
+                ]
+                self.module = Personalization(
+                    self.components, self.recipe, material.prompts, token_ids, material.batches(prior)
+                )
                 with quiet(), torch.random.fork_rng():
                     self.trainer.fit(self.module, ckpt_path=checkpoint, weights_only=True)
             except Interrupted as error:
@@ -148,7 +151,7 @@ class Teaching:
         callbacks.append(Recorder(recipe, run.metrics, trackers, self.display))
         if recipe.previews.every:
             painter = PreviewPainter(
-                recipe, self.components, self._identifier, run.previews, trackers, self._average
+                recipe, self.components, self.taught, run.previews, trackers, self._average
             )
             callbacks.append(painter)
         if self.scorer:
@@ -162,59 +165,53 @@ class Teaching:
         )
         return make_trainer(recipe, run.folder, callbacks)
 
-    def _start_class_images(self, stack: ExitStack) -> ClassImageMaker | None:
+    def _make_prior(self, material: Material, stack: ExitStack) -> Examples | None:
+        """The class half: images that are being made from now on, or predictions that are made now."""
         if not self.recipe.prior_weight:
             return None
-        count = self.recipe.class_images.count
-        images = ClassImageSet(
-            self.recipe, self.facts["base"]["fingerprint"], self._size, cache_dir("class-images")
+        if self.recipe.prior == "predictions":
+            return self._predict_class(material)
+        return material.class_examples(
+            self._start_class_images(material, stack), self._interruption.raise_if_asked
         )
-        self.display.begin("class images", count)
+
+    def _start_class_images(self, material: Material, stack: ExitStack) -> ClassImageMaker:
+        settings, title = self.recipe.class_images, "class images"
+        images = ClassImageSet(
+            settings, material.class_captions, self._fingerprint, material.size, cache_dir("class-images")
+        )
+        self.display.begin(title, settings.count)
         maker = ClassImageMaker(
             images,
             self.components,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
-            on_picture=lambda done: self.display.advance("class images", done),
+            on_picture=lambda done: self.display.advance(title, done),
         )
         return stack.enter_context(maker)
 
-    @property
-    def _size(self) -> int:
-        assert self.recipe.resolution is not None
-        return self.recipe.resolution
-
-    def _make_module(self, maker: ClassImageMaker | None, token_id: int) -> Personalization:
-        recipe, images = self.recipe, self.subject.images
-        captions = [recipe.instance_caption(self._identifier, image.caption) for image in images]
-        class_captions = [recipe.class_caption(i) for i in range(len(recipe.class_prompts))] if maker else []
-        prompts = list(dict.fromkeys(captions + class_captions))
-        rows = torch.tensor([prompts.index(caption) for caption in captions + class_captions])
-        instance = Half("instance", self._encode_images(), recipe.batch_size, rows[: len(captions)])
-        prior = None
-        if maker is not None:
-            encoder = LatentEncoder(self.components, Transform(self._size, flip=False))
-            examples = ClassExamples(maker, encoder, self._interruption.raise_if_asked)
-            size = recipe.class_batch_size or recipe.batch_size
-            prior = Half("class", examples, size, rows[len(captions) :])
-        levels = self.components.schedule.num_steps
-
-        def batches(start: int, rank: int, world: int) -> Batches:
-            return Batches(recipe, instance, prior, levels, start=start, rank=rank, world=world)
-
-        return Personalization(self.components, recipe, prompts, token_id, batches)
-
-    def _encode_images(self) -> ExampleSet:
-        recipe, images = self.recipe, self.subject.images
-        transform = Transform(
-            self._size,
-            crop=recipe.crop,
-            flip=recipe.flip,
-            crop_variants=recipe.crop_variants,
-            seed=recipe.seed,
+    def _predict_class(self, material: Material) -> PredictionExamples:
+        settings, title = self.recipe.class_predictions, "class predictions"
+        predictions = PredictionSet(
+            settings,
+            material.class_captions,
+            self._fingerprint,
+            material.size,
+            cache_dir("class-predictions"),
         )
-        encoder = LatentEncoder(self.components, transform, cache_dir("latents"))
-        return encoder.encode([i.image for i in images], [i.mask for i in images])
+        self.display.begin(title, settings.count)
+        predictions.make(
+            self.components,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+            on_batch=lambda done: self.display.advance(title, done),
+            cancelled=self._interruption.raise_if_asked,
+        )
+        return predictions.load()
+
+    @property
+    def _fingerprint(self) -> str:
+        return self.facts["base"]["fingerprint"]
 
     def _told(self, signum: int) -> Interrupted:
         newest = self.run.newest_checkpoint

@@ -12,11 +12,12 @@ from PIL import Image
 from studiolo.diffusion.components import Components
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.identifier import check_identifier, find_identifier
+from studiolo.dreambooth.material import Taught
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
 from studiolo.dreambooth.scoring import Scorer, ScorerMaker
-from studiolo.dreambooth.subject import Subject, load_subject
+from studiolo.dreambooth.subject import load_subject
 from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trackers import check_trackers
 from studiolo.errors import StudioloError
@@ -101,9 +102,11 @@ def resume(
 
 
 def _check_complete(recipe: Recipe, sources: list[Source], out: str | Path | None) -> None:
+    if recipe.subjects and sources:
+        raise StudioloError("with subjects in the recipe, each names its own images", where="images")
     missing = {
-        "images of the subject": sources,
-        "the class noun (--class)": recipe.class_noun,
+        "images of the subject": sources or recipe.subjects,
+        "the class noun (--class)": recipe.class_noun or recipe.subjects,
         "a name for the model (--name)": recipe.name,
     }
     if absent := [what for what, value in missing.items() if not value]:
@@ -122,8 +125,7 @@ def _begin(
     """A new run: everything is checked before the folder says that it has begun."""
     display.note(f"run folder: {run.folder}")
     try:
-        files = [_as_file(source, run.folder / "images", i) for i, source in enumerate(sources)]
-        teaching = _prepare(recipe.with_values({"images": files}), run, display, scorer)
+        teaching = _prepare(_with_files(recipe, sources, run.folder / "images"), run, display, scorer)
         if first_process():
             run.begin(teaching.recipe, teaching.facts)
     except BaseException:
@@ -131,6 +133,18 @@ def _begin(
             run.clear_unless_begun()
         raise
     return teaching
+
+
+def _with_files(recipe: Recipe, sources: list[Source], folder: Path) -> Recipe:
+    """The recipe with the absolute paths of its images."""
+    if not recipe.subjects:
+        files = [_as_file(source, folder, i) for i, source in enumerate(sources)]
+        return recipe.with_values({"images": files})
+    subjects = [
+        one.model_dump() | {"images": [_as_file(path, folder, 0) for path in one.images]}
+        for one in recipe.subjects
+    ]
+    return recipe.with_values({"subjects": subjects})
 
 
 def _as_file(source: Source, folder: Path, index: int) -> str:
@@ -151,31 +165,51 @@ def _prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | N
     check_rate(recipe, components.denoiser.num_parameters())
     size = recipe.resolution or components.image_size
     components.latent_shape(size, size)  # raises for a size that the model cannot have
-    subject = load_subject(
-        list(recipe.images),
-        recipe.class_noun or "",
-        min_size=size,
-        masks=recipe.masks,
-        captions=recipe.captions,
-    )
-    for note in subject.notes:
-        display.note(f"note: {note}")
-    if recipe.identifier:
-        identifier = check_identifier(recipe.identifier, subject.class_noun)
-    else:
-        identifier = _find_identifier(components, subject.class_noun, display)
-    resolved = {"class_noun": subject.class_noun, "identifier": identifier, "resolution": size}
-    recipe = recipe.with_values(resolved)
-    judge = _open_scorer(recipe, scorer, subject) if recipe.scores.every else None
-    return Teaching(recipe, run, display, base, components, subject, judge)
+    taught = _load_subjects(recipe, components, size, display)
+    recipe = recipe.with_values(_resolved(recipe, taught) | {"resolution": size})
+    judge = _open_scorer(recipe, scorer, taught) if recipe.scores.every else None
+    return Teaching(recipe, run, display, base, components, taught, judge)
 
 
-def _open_scorer(recipe: Recipe, scorer: ScorerMaker | None, subject: Subject) -> Scorer:
+def _load_subjects(recipe: Recipe, components: Components, size: int, display: Display) -> list[Taught]:
+    """The checked subjects, each with a word of its own."""
+    taught: list[Taught] = []
+    for given in recipe.all_subjects:
+        subject = load_subject(
+            list(given.images),
+            given.class_noun,
+            min_size=size,
+            masks=given.masks,
+            captions=given.captions,
+        )
+        for note in subject.notes:
+            display.note(f"note: {note}")
+        taken = [one.identifier for one in taught]
+        identifier = _identifier(components, given.identifier, subject.class_noun, taken, display)
+        taught.append(Taught(given.name, subject, identifier))
+    return taught
+
+
+def _resolved(recipe: Recipe, taught: Sequence[Taught]) -> dict[str, Any]:
+    """What the subjects turned out to be, as values of the recipe."""
+    found = [{"class_noun": one.subject.class_noun, "identifier": one.identifier} for one in taught]
+    if not recipe.subjects:
+        return dict(found[0])
+    return {"subjects": [s.model_dump() | f for s, f in zip(recipe.subjects, found, strict=True)]}
+
+
+def _open_scorer(recipe: Recipe, scorer: ScorerMaker | None, taught: Sequence[Taught]) -> Scorer:
     if scorer is None:
         raise StudioloError(
             "nobody was given who judges", where="scores.every", remedy="Train by studiolo.train."
         )
-    return scorer(recipe, [image.image for image in subject.images])
+    if len(taught) > 1:
+        raise StudioloError(
+            "while training, one subject is scored, not several",
+            where="scores.every",
+            remedy="Set it to 0 and score the model afterwards: studiolo score.",
+        )
+    return scorer(recipe, [image.image for image in taught[0].subject.images])
 
 
 def check_rate(recipe: Recipe, parameters: int) -> None:
@@ -189,12 +223,24 @@ def check_rate(recipe: Recipe, parameters: int) -> None:
         )
 
 
-def _find_identifier(components: Components, class_noun: str, display: Display) -> str:
+def _identifier(
+    components: Components, given: str | None, class_noun: str, taken: Sequence[str], display: Display
+) -> str:
+    """The word of a subject: the given one, or the best that is found and not `taken` by another."""
+    if given:
+        token = check_identifier(given, class_noun)
+        if token in taken:
+            raise StudioloError(
+                f"'{token}' stands for another subject already", where="identifier", remedy="Use another."
+            )
+        return token
     choice = find_identifier(components, class_noun)
-    display.note(f"identifier: '{choice.token}', {choice.reason}")
-    if others := [f"{c.token} ({c.shift:.2f})" for c in choice.alternatives if c.token != choice.token][:4]:
+    ranked = [c for c in choice.alternatives if c.token not in taken]
+    reason = choice.reason if ranked[0].token == choice.token else "the best that no other subject has"
+    display.note(f"identifier: '{ranked[0].token}', {reason}")
+    if others := [f"{c.token} ({c.shift:.2f})" for c in ranked[1:5]]:
         display.note(f"  next best: {', '.join(others)}")
-    return choice.token
+    return ranked[0].token
 
 
 def _carry_out(teaching: Teaching, replace: bool) -> ImageModel:
@@ -205,5 +251,6 @@ def _carry_out(teaching: Teaching, replace: bool) -> ImageModel:
         replace = replace or teaching.run.has_name(name)
         register(teaching.run.model, name, replace=replace)
     teaching.wait_for_all()
-    teaching.display.note(f'draw it: studiolo generate "a [V] {teaching.recipe.class_noun}" --model {name}')
+    words = [f"a [{one.name}] {one.subject.class_noun}" for one in teaching.taught]
+    teaching.display.note(f'draw it: studiolo generate "{" and ".join(words)}" --model {name}')
     return ImageModel.load(teaching.run.model)

@@ -1,0 +1,103 @@
+"""Which weights a recipe trains: whole networks, adapters in them, or the vectors of a token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from studiolo.diffusion.adapters import AdapterSettings, inject
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.token_vectors import TokenVectors
+from studiolo.dreambooth.recipe import Recipe
+from studiolo.training.optimizers import ParameterGroup
+
+TokenIds = Sequence[int | None]
+"""The row of one token in each text encoder's table, None where an encoder has none for it."""
+
+
+@dataclass
+class Parts:
+    """What moves, by group: "unet", "text" (the text encoders) and "token"; all else stands still.
+
+    `tokens` has one entry a trained text encoder when the token's vectors are trained, else none.
+    """
+
+    groups: list[ParameterGroup]
+    tokens: list[TokenVectors] = field(default_factory=list)
+    total: int = 0
+    """How many numbers all networks have together, adapters and vectors included."""
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Trained numbers by group and of how many, for run.json."""
+        return {"trained": {group.name: group.count for group in self.groups}, "of": self.total}
+
+    def __str__(self) -> str:
+        trained = ", ".join(f"{_NAMES[group.name]} {group.count:,}" for group in self.groups)
+        share = sum(group.count for group in self.groups) / self.total
+        return f"trains {trained}: {share:.2%} of {self.total:,} numbers; all else is frozen"
+
+
+_NAMES = {"unet": "denoiser", "text": "text encoder", "token": "token"}
+
+
+def choose_parts(components: Components, recipe: Recipe, tokens: Sequence[TokenIds]) -> Parts:
+    """Freezes what `recipe` does not train, in place, and puts in the adapters that it does.
+
+    Trained networks are in train mode, frozen ones (the VAE always) in eval mode. `tokens` are those that
+    stand for the subject. Parameters to train become float32, whatever the networks are.
+    """
+    encoders = components.text_encoders[: components.family.trained_encoders]
+    for module in components.modules.values():
+        module.requires_grad_(False).eval()
+    components.denoiser.train(recipe.train_unet)
+    for encoder in encoders:
+        encoder.train(recipe.train_text_encoder)
+    if recipe.adapter.kind:
+        inject(components, adapter_settings(recipe))
+    else:
+        components.denoiser.requires_grad_(recipe.train_unet)
+        for encoder in encoders:
+            encoder.requires_grad_(recipe.train_text_encoder)
+    vectors = _token_vectors(encoders, tokens) if recipe.train_token_embedding else []
+    rate, text_rate = recipe.learning_rate, recipe.text_learning_rate
+    decay = recipe.weight_decay
+    groups = [
+        ParameterGroup("unet", _trained([components.denoiser]), rate, decay),
+        ParameterGroup("text", _trained(encoders), text_rate, decay),
+        # A vector that decays means less and less: Gal et al. do without.
+        ParameterGroup("token", _trained(vectors), text_rate, 0.0),
+    ]
+    modules = [*components.modules.values(), *vectors]
+    total = sum(p.numel() for module in modules for p in module.parameters())
+    return Parts([group for group in groups if group.parameters], vectors, total)
+
+
+def adapter_settings(recipe: Recipe) -> AdapterSettings:
+    """The adapters that a recipe asks for."""
+    chosen = recipe.adapter
+    assert chosen.kind is not None
+    return AdapterSettings(
+        kind=chosen.kind,
+        rank=chosen.rank if recipe.train_unet else 0,
+        text_rank=(chosen.text_encoder_rank or chosen.rank) if recipe.train_text_encoder else 0,
+        alpha=chosen.alpha,
+        targets=chosen.targets,
+        seed=recipe.seed % 2**32,
+    )
+
+
+def _token_vectors(encoders: Sequence[Any], tokens: Sequence[TokenIds]) -> list[TokenVectors]:
+    rows = [[ids[tower] for ids in tokens] for tower in range(len(encoders))]
+    return [
+        TokenVectors(encoder, [i for i in ids if i is not None])
+        for encoder, ids in zip(encoders, rows, strict=True)
+        if any(i is not None for i in ids)
+    ]
+
+
+def _trained(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
