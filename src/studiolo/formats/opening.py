@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from studiolo.diffusion.components import Components
-from studiolo.errors import StudioloError
 from studiolo.formats.diffusers_folder import load_components
 from studiolo.formats.single_file import read_single_file
 from studiolo.models.registry import ModelRef, resolve
@@ -28,12 +27,4 @@ def open_components(
     ref = model if isinstance(model, ModelRef) else resolve(model)
     if not ref.path.is_file():
         return load_components(ref.path, dtype, device)
-    components = read_single_file(ref.path, dtype)
-    wanted, has = components.denoiser.config.in_channels, components.vae.config.latent_channels
-    if wanted != has:
-        raise StudioloError(
-            f"its U-Net wants {wanted} channels, and latents have {has}",
-            where=ref.path,
-            remedy="Give a text-to-image model; inpainting and depth models are not supported.",
-        )
-    return components.to(device=device)
+    return read_single_file(ref.path, dtype).to(device=device)

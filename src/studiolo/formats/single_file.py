@@ -12,15 +12,16 @@ from typing import Any
 import torch
 import yaml
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.families import FAMILIES
 from studiolo.errors import StudioloError
 from studiolo.formats import compvis
 from studiolo.formats.clip_vocabulary import clip_tokenizer, is_clip
+from studiolo.formats.diffusers_folder import check_fit
 from studiolo.formats.inferring import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIP_XL, Description, infer
+from studiolo.formats.layouts import LAYOUTS
 from studiolo.formats.tensors import OnProgress, Tensors, read_metadata, read_tensors, write_tensors
 from studiolo.models.registry import CARD_KEY
 
@@ -42,8 +43,7 @@ def read_single_file(file: str | Path, dtype: torch.dtype | None = torch.float32
     file = Path(file)
     tensors = read_tensors(file)
     try:
-        told = describe(file, tensors)
-        return _build(told, tensors, dtype)
+        components = _build(describe(file, tensors), tensors, dtype)
     except StudioloError as error:
         raise StudioloError(error.message, where=error.where or file, remedy=error.remedy) from error
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -52,6 +52,8 @@ def read_single_file(file: str | Path, dtype: torch.dtype | None = torch.float32
             where=file,
             remedy="Its weights are of another architecture, or some are missing.",
         ) from error
+    check_fit(components, file)
+    return components
 
 
 def describe(file: Path, tensors: Tensors | None = None) -> Description:
@@ -138,8 +140,12 @@ def _build(told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Co
 
 def _from_file(part: str, told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Any:
     config = told.configs[part]
+    network = LAYOUTS[told.family].networks[part]
     with init_empty_weights(include_buffers=False):
-        module = _empty(part, config)
+        if part in ("unet", "vae"):
+            module = network.from_config(config)
+        else:
+            module = network(CLIPTextConfig.from_dict(config))
     names = {name: tensor.shape for name, tensor in module.state_dict().items()}
     if part in ("unet", "vae"):
         prefix = compvis.UNET if part == "unet" else compvis.VAE
@@ -155,15 +161,6 @@ def _from_file(part: str, told: Description, tensors: Tensors, dtype: torch.dtyp
     _check(part, names, weights)
     module.load_state_dict({name: t.to(dtype or t.dtype) for name, t in weights.items()}, assign=True)
     return module.eval()
-
-
-def _empty(part: str, config: dict[str, Any]) -> Any:
-    if part == "unet":
-        return UNet2DConditionModel.from_config(config)
-    if part == "vae":
-        return AutoencoderKL.from_config(config)
-    network = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-    return network(CLIPTextConfig.from_dict(config))
 
 
 def _text_weights(prefix: str, tensors: Tensors, names: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
