@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -12,32 +14,47 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
+from diffusers.guiders import ClassifierFreeGuidance
 
 from studiolo.diffusion.conditioning import encode_prompts
-from studiolo.diffusion.noise import draw_noise, generators, initial_noise
-from studiolo.diffusion.samplers import SAMPLERS, SamplerSettings, make_scheduler
+from studiolo.diffusion.noise import generators, initial_noise
+from studiolo.diffusion.sampler_settings import NAMES, SIGMAS, SPACINGS, SamplerSettings
+from studiolo.diffusion.samplers import SAMPLERS, make_scheduler
 from studiolo.diffusion.sampling import decode_latents, generate, sample_latents
 from studiolo.errors import StudioloError
 from tiny import tiny_components
 
 # Written out again here, so that a wrong entry in SAMPLERS shows.
 REFERENCE = {
-    "ddim": lambda config: DDIMScheduler.from_config(config),
-    "pndm": lambda config: PNDMScheduler.from_config(config, skip_prk_steps=True),
-    "euler": lambda config: EulerDiscreteScheduler.from_config(config),
-    "euler_a": lambda config: EulerAncestralDiscreteScheduler.from_config(config),
-    "dpm++2m": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
-    "dpm++2m_sde": lambda config: DPMSolverMultistepScheduler.from_config(
-        config, algorithm_type="sde-dpmsolver++"
+    "ddim": partial(DDIMScheduler.from_config),
+    "pndm": partial(PNDMScheduler.from_config, skip_prk_steps=True),
+    "euler": partial(EulerDiscreteScheduler.from_config),
+    "euler_a": partial(EulerAncestralDiscreteScheduler.from_config),
+    "heun": partial(HeunDiscreteScheduler.from_config),
+    "dpm2": partial(KDPM2DiscreteScheduler.from_config),
+    "dpm2_a": partial(KDPM2AncestralDiscreteScheduler.from_config),
+    "dpm++2m": partial(DPMSolverMultistepScheduler.from_config, algorithm_type="dpmsolver++"),
+    "dpm++2m_sde": partial(DPMSolverMultistepScheduler.from_config, algorithm_type="sde-dpmsolver++"),
+    "dpm++sde": partial(
+        DPMSolverSinglestepScheduler.from_config, algorithm_type="sde-dpmsolver++", lower_order_final=True
     ),
-    "unipc": lambda config: UniPCMultistepScheduler.from_config(config),
+    "unipc": partial(UniPCMultistepScheduler.from_config),
+    "lcm": partial(LCMScheduler.from_config),
 }
+# Samplers that visit sigmas, and those whose steps can be spaced, as the reference's configs say.
+ON_SIGMAS = ["euler", "heun", "dpm2", "dpm2_a", "dpm++2m", "dpm++2m_sde", "dpm++sde", "unipc"]
+SPACED = [name for name in REFERENCE if name not in ("lcm", "dpm++sde")]
 PROMPTS = ["a photo of a fox on the moon", "a red dog"]
 NEGATIVES = ["snow", "a small blue cat at night"]
 SEEDS = [7, 8]
@@ -49,13 +66,18 @@ def components(request):
     return tiny_components(prediction_type=request.param)
 
 
-def pipeline_latents(components, settings, negatives):
+@pytest.fixture(scope="module")
+def one():
+    return tiny_components(prediction_type="v_prediction")
+
+
+def pipeline_latents(components, settings, negatives, **options):
     pipeline = StableDiffusionPipeline(
         vae=components.vae,
         text_encoder=components.text_encoder,
         tokenizer=components.tokenizer,
         unet=components.denoiser,
-        scheduler=REFERENCE[settings.sampler](components.scheduler_config),
+        scheduler=REFERENCE[settings.sampler](components.scheduler_config, **options),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -66,19 +88,19 @@ def pipeline_latents(components, settings, negatives):
         negative_prompt=negatives,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
+        guidance_rescale=settings.guidance_rescale,
         eta=settings.eta,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
         output_type="latent",
     ).images
 
 
-def our_latents(components, settings, negatives):
-    sources = generators(SEEDS)
+def our_latents(components, settings, negatives, **options):
     with torch.no_grad():
         embeds = encode_prompts(components, PROMPTS)
         negative = encode_prompts(components, negatives or [""] * len(PROMPTS))
-    noise = draw_noise(components.latent_shape(), sources)
-    return sample_latents(components, embeds, negative, noise, settings, sources)
+    shape = components.latent_shape()
+    return sample_latents(components, embeds, negative, generators(SEEDS), shape, settings, **options)
 
 
 def same(ours, theirs):
@@ -99,8 +121,79 @@ def test_ddim_with_eta_is_that_of_the_pipeline(components):
     same(our_latents(components, settings, None), pipeline_latents(components, settings, None))
 
 
+@pytest.mark.parametrize(("sampler", "sigmas"), product(ON_SIGMAS, SIGMAS))
+def test_sigmas_are_those_of_the_pipeline(one, sampler, sigmas):
+    settings = SamplerSettings(sampler, STEPS, 6.0, sigmas=sigmas)
+    theirs = pipeline_latents(one, settings, None, **{f"use_{sigmas}_sigmas": True})
+    same(our_latents(one, settings, None), theirs)
+    assert not torch.allclose(theirs, pipeline_latents(one, settings, None), atol=1e-3)
+
+
+@pytest.mark.parametrize(("sampler", "spacing"), product(SPACED, SPACINGS))
+def test_spacings_are_those_of_the_pipeline(one, sampler, spacing):
+    settings = SamplerSettings(sampler, STEPS, 6.0, spacing=spacing)
+    theirs = pipeline_latents(one, settings, None, timestep_spacing=spacing)
+    same(our_latents(one, settings, None), theirs)
+
+
+@pytest.mark.parametrize("sampler", [name for name in REFERENCE if name not in ON_SIGMAS])
+def test_samplers_on_levels_refuse_sigmas(one, sampler):
+    with pytest.raises(StudioloError, match="visits levels"):
+        our_latents(one, SamplerSettings(sampler, STEPS, sigmas="karras"), None)
+
+
+@pytest.mark.parametrize("sampler", [name for name in REFERENCE if name not in SPACED])
+def test_samplers_with_one_spacing_refuse_others(one, sampler):
+    with pytest.raises(StudioloError, match="one spacing"):
+        our_latents(one, SamplerSettings(sampler, STEPS, spacing="trailing"), None)
+
+
+def test_rescaled_guidance_is_that_of_the_pipeline(components):
+    settings = SamplerSettings("ddim", STEPS, 8.0, guidance_rescale=0.7)
+    theirs = pipeline_latents(components, settings, NEGATIVES)
+    same(our_latents(components, settings, NEGATIVES), theirs)
+    plain = pipeline_latents(components, replace(settings, guidance_rescale=0.0), NEGATIVES)
+    assert not torch.allclose(theirs, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize(("first", "until"), [(0.0, 0.5), (0.4, 1.0), (0.3, 0.7)])
+def test_the_interval_of_guidance_is_that_of_the_guider(one, monkeypatch, first, until):
+    """A loop around diffusers' guider, which its modular pipelines call."""
+    settings = SamplerSettings("ddim", 7, 6.0, guidance_from=first, guidance_until=until)
+    guider = ClassifierFreeGuidance(6.0, start=first, stop=until)
+    scheduler = DDIMScheduler.from_config(one.scheduler_config)
+    scheduler.set_timesteps(settings.steps)
+    latents = initial_noise(one.latent_shape(), SEEDS)
+    with torch.no_grad():
+        texts = [encode_prompts(one, prompts).tokens for prompts in (PROMPTS, [""] * len(PROMPTS))]
+        for i, t in enumerate(scheduler.timesteps):
+            guider.set_state(step=i, num_inference_steps=settings.steps, timestep=t)
+            conditional, unconditional = (one.denoiser(latents, t, text).sample for text in texts)
+            latents = scheduler.step(guider.forward(conditional, unconditional).pred, t, latents).prev_sample
+    rows = []
+    forward = one.denoiser.forward
+    monkeypatch.setattr(
+        one.denoiser,
+        "forward",
+        lambda sample, *a, **k: rows.append(len(sample)) or forward(sample, *a, **k),
+    )
+    same(our_latents(one, settings, None), latents)
+    guided = range(int(first * 7), int(until * 7))
+    assert rows == [len(PROMPTS) * (2 if i in guided else 1) for i in range(7)]
+
+
 def test_every_sampler_is_compared():
-    assert set(REFERENCE) == set(SAMPLERS)
+    assert set(REFERENCE) == set(SAMPLERS) == set(NAMES)
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("ddim", 5), ("heun", 9), ("dpm2", 9), ("dpm++sde", 5)])
+def test_calls_of_the_denoiser_are_counted(one, monkeypatch, sampler, calls):
+    seen, rows = [], []
+    forward = one.denoiser.forward
+    monkeypatch.setattr(one.denoiser, "forward", lambda *a, **k: rows.append(1) or forward(*a, **k))
+    our_latents(one, SamplerSettings(sampler, STEPS), None, on_step=seen.append)
+    assert [step.number for step in seen] == list(range(1, calls + 1))
+    assert {step.total for step in seen} == {len(rows)} == {calls}
 
 
 def test_pictures_are_those_of_the_pipeline(components):
@@ -144,7 +237,7 @@ def test_guidance_in_one_call_is_two_separate_calls(components):
     same(our_latents(components, settings, NEGATIVES), expected)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm++2m_sde"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm2_a", "dpm++2m_sde", "dpm++sde", "lcm"])
 def test_a_picture_does_not_depend_on_its_batch(components, sampler):
     settings = SamplerSettings(sampler, STEPS, 5.0)
     prompts, seeds = [*PROMPTS, "a cat", PROMPTS[0]], [7, 8, 9, 10]
@@ -182,11 +275,16 @@ def test_steps_report_their_batch_and_the_clean_estimate(components, sampler):
 def test_the_last_clean_estimate_of_ddim_is_the_result(components):
     seen = []
     embeds = encode_prompts(components, PROMPTS).map(torch.Tensor.detach)
-    noise = initial_noise(components.latent_shape(), SEEDS)
     config = components.scheduler_config | {"set_alpha_to_one": True}
     components = replace(components, scheduler_config=config)
     latents = sample_latents(
-        components, embeds, None, noise, SamplerSettings("ddim", STEPS, 1.0), on_step=seen.append
+        components,
+        embeds,
+        None,
+        generators(SEEDS),
+        components.latent_shape(),
+        SamplerSettings("ddim", STEPS, 1.0),
+        on_step=seen.append,
     )
     same(seen[-1].clean, latents)
 
@@ -215,6 +313,11 @@ def test_decoded_pixels_are_bytes(components):
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"eta": 1.5}, "eta"),
         ({"sampler": "euler", "eta": 0.5}, "use the sampler ddim"),
+        ({"spacing": "trail"}, "Did you mean trailing"),
+        ({"sigmas": "Karras"}, "Did you mean karras"),
+        ({"guidance_rescale": 1.1}, "guidance_rescale"),
+        ({"guidance_until": -0.1}, "guidance_until"),
+        ({"guidance_from": 0.6, "guidance_until": 0.5}, "end after it begins"),
     ],
 )
 def test_wrong_settings_name_themselves(settings, message):
@@ -222,12 +325,34 @@ def test_wrong_settings_name_themselves(settings, message):
         SamplerSettings(**settings)
 
 
+def test_settings_as_json_are_the_same_again():
+    plain = SamplerSettings("euler", 7, 3.0)
+    assert plain.as_dict() == {"sampler": "euler", "steps": 7, "guidance_scale": 3.0, "eta": 0.0}
+    rich = SamplerSettings("euler", 7, sigmas="karras", guidance_rescale=0.5, guidance_until=0.8)
+    assert SamplerSettings(**json.loads(json.dumps(rich.as_dict()))) == rich
+
+
+def test_lcm_has_as_many_steps_as_its_teacher(one):
+    with pytest.raises(StudioloError, match="60 steps, but the model has 50"):
+        our_latents(one, SamplerSettings("lcm", 60), None)
+    few = {"num_train_timesteps": 20}
+    assert len(make_scheduler(few, SamplerSettings("lcm", 20)).timesteps) == 20
+
+
+def test_a_model_that_ends_in_pure_noise_refuses_samplers_that_cannot_begin_there(one):
+    config = one.scheduler_config | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    zero = replace(one, scheduler_config=config)
+    assert our_latents(zero, SamplerSettings("euler", STEPS), None).isfinite().all()
+    with pytest.raises(StudioloError, match="heun cannot begin there"):
+        our_latents(zero, SamplerSettings("heun", STEPS), None)
+
+
 def test_more_steps_than_noise_levels(components):
     with pytest.raises(StudioloError, match="1000 noise levels"):
         generate(components, ["a dog"], [0], SamplerSettings(steps=1001))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lcm"])
 @pytest.mark.parametrize("steps", range(15, 21))
 def test_no_step_is_beyond_the_last_level(sampler, steps):
     config = {"num_train_timesteps": 20, "timestep_spacing": "leading", "steps_offset": 1}

@@ -1,25 +1,29 @@
-"""Which way from noise to picture: samplers by name, their settings, the diffusers scheduler they mean."""
+"""Which way from noise to picture: samplers by name, the diffusers scheduler that each means."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from dataclasses import asdict, dataclass
-from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
 
 from studiolo.diffusion.components import is_flow
+from studiolo.diffusion.sampler_settings import SIGMAS, SamplerSettings
 from studiolo.errors import StudioloError
 
 SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -27,12 +31,20 @@ SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),  # Liu et al. 2022, its linear multi-step part
     "euler": (EulerDiscreteScheduler, {}),  # Karras et al. 2022, algorithm 2 without churn
     "euler_a": (EulerAncestralDiscreteScheduler, {}),  # k-diffusion
+    "heun": (HeunDiscreteScheduler, {}),  # Karras et al. 2022, algorithm 1: two calls a step
+    "dpm2": (KDPM2DiscreteScheduler, {}),  # Karras et al. 2022, its midpoint rule: two calls a step
+    "dpm2_a": (KDPM2AncestralDiscreteScheduler, {}),
     "dpm++2m": (
         DPMSolverMultistepScheduler,
         {"algorithm_type": "dpmsolver++", "solver_order": 2},
     ),  # Lu et al. 2022
     "dpm++2m_sde": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    "dpm++sde": (
+        DPMSolverSinglestepScheduler,
+        {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "lower_order_final": True},
+    ),
     "unipc": (UniPCMultistepScheduler, {}),  # Zhao et al. 2023
+    "lcm": (LCMScheduler, {}),  # Luo et al. 2023; for models and adapters that were distilled for it
 }
 
 _ON_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -50,74 +62,65 @@ FLOW_SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
 """The same for models that are flows, whose noise levels are shifted as their config says."""
 
 
-@dataclass(frozen=True)
-class SamplerSettings:
-    """How to denoise.
-
-    sampler: one of SAMPLERS. steps: noise levels visited, from 1 to the schedule's T. guidance_scale: w of
-    classifier-free guidance (Ho & Salimans 2021); up to 1 means none, and the negative prompt is not used.
-    eta: noise added back by DDIM, 0 (deterministic) to 1 (as DDPM); other samplers have no such setting.
-
-    Raises StudioloError for a value outside these ranges, naming the nearest right one.
-    """
-
-    sampler: str = "ddim"
-    steps: int = 30
-    guidance_scale: float = 5.0
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            near = get_close_matches(self.sampler.lower().replace(" ", ""), SAMPLERS, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            raise StudioloError(
-                f"there is no sampler {self.sampler!r}",
-                where="sampler",
-                remedy=f"{hint}Known: {', '.join(SAMPLERS)}.",
-            )
-        if self.steps < 1:
-            raise StudioloError(f"{self.steps} steps draw nothing", where="steps", remedy="Use 1 or more.")
-        if not math.isfinite(self.guidance_scale) or self.guidance_scale < 0:
-            raise StudioloError(
-                f"{self.guidance_scale} is not a guidance scale",
-                where="guidance_scale",
-                remedy="Use 0 or more.",
-            )
-        if not 0 <= self.eta <= 1:
-            raise StudioloError(f"{self.eta} is outside 0..1", where="eta", remedy="Use a value from 0 to 1.")
-        if self.eta and self.sampler != "ddim":
-            raise StudioloError(
-                f"{self.sampler} has no eta", where="eta", remedy="Leave it at 0, or use the sampler ddim."
-            )
-
-    @property
-    def guided(self) -> bool:
-        """Whether the negative prompt takes part."""
-        return self.guidance_scale > 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values; `SamplerSettings(**settings.as_dict())` is the same again."""
-        return asdict(self)
-
-
 def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) -> Any:
     """The diffusers scheduler of `settings.sampler` on a model's noise levels, timesteps set.
 
-    Raises StudioloError when there are fewer noise levels than steps, or a flow cannot be sampled so.
+    Raises StudioloError when there are fewer noise levels than steps, a flow cannot be sampled so, or the
+    sampler has no such spacing.
     """
     if is_flow(scheduler_config):
         return _flow_scheduler(scheduler_config, settings)
     scheduler_class, options = SAMPLERS[settings.sampler]
+    accepted = inspect.signature(scheduler_class.__init__).parameters
+    if scheduler_config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in accepted:
+        raise StudioloError(
+            f"this model ends in pure noise (zero terminal SNR), and {settings.sampler} cannot begin there",
+            where="sampler",
+            remedy="Use ddim, euler, euler_a, dpm++2m, dpm++2m_sde or unipc.",
+        )
+    options = options | _spread(scheduler_class, settings, accepted)
+    if "original_inference_steps" in accepted:  # LCM: the steps of its teacher, which are levels too
+        most = scheduler_config.get("original_inference_steps", 50)
+        levels = scheduler_config.get("num_train_timesteps", 1000)
+        options["original_inference_steps"] = min(most, levels)
     scheduler = scheduler_class.from_config(scheduler_config, **options)
     levels = scheduler.config.num_train_timesteps
+    most = scheduler.config.get("original_inference_steps", levels)
     # the offset of "leading" spacing may lift the first timestep beyond the last level
-    within = settings.steps <= levels
+    within = settings.steps <= most
     if within:
         scheduler.set_timesteps(settings.steps)
         within = bool(scheduler.timesteps.max() < levels)
     if not within:
-        raise _too_many(settings.steps, levels)
+        raise _too_many(settings.steps, most)
     return scheduler
+
+
+def _spread(scheduler_class: Any, settings: SamplerSettings, accepted: Any) -> dict[str, Any]:
+    """The options for `settings.spacing` and `settings.sigmas`; refuses what this sampler does not have."""
+    chosen: dict[str, Any] = {}
+    if settings.spacing is not None:
+        # LCM takes the option and does not look at it
+        if "timestep_spacing" not in accepted or scheduler_class is LCMScheduler:
+            raise StudioloError(
+                f"the steps of {settings.sampler} have one spacing here", where="spacing", remedy="Leave it."
+            )
+        chosen["timestep_spacing"] = settings.spacing
+    if settings.sigmas is not None:
+        if "use_karras_sigmas" not in accepted:
+            raise StudioloError(
+                f"{settings.sampler} visits levels, not sigmas",
+                where="sigmas",
+                remedy="Leave it, or use another sampler, such as euler or dpm++2m.",
+            )
+        if settings.sigmas == "beta" and find_spec("scipy") is None:
+            raise StudioloError(
+                "beta sigmas are computed by scipy, which is not installed",
+                where="sigmas",
+                remedy="pip install scipy, or use karras.",
+            )
+        chosen |= {f"use_{name}_sigmas": name == settings.sigmas for name in SIGMAS}
+    return chosen
 
 
 def _flow_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) -> Any:
@@ -127,6 +130,12 @@ def _flow_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings)
             f"{wanted} cannot sample a flow model",
             where="sampler",
             remedy=f"Use one of {', '.join(FLOW_SAMPLERS)}.",
+        )
+    if settings.spacing or settings.sigmas:
+        raise StudioloError(
+            "the steps of a flow model are spread as its shift says",
+            where="spacing" if settings.spacing else "sigmas",
+            remedy="Leave it.",
         )
     scheduler_class, options = FLOW_SAMPLERS[settings.sampler]
     if "use_flow_sigmas" in options:
