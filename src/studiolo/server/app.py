@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -107,9 +107,16 @@ def envelope(dialect: str | None, said: Told) -> Response:
 def _mount(app: FastAPI, studio: Studio, module: str, prefix: str) -> None:
     """The routes of a dialect; its `prepare(studio)`, if it has one, joins it to the rooms behind."""
     if find_spec(module) is not None:
-        dialect = import_module(module)
-        app.include_router(dialect.router(), prefix=prefix)
-        getattr(dialect, "prepare", lambda _: None)(studio)
+        app.include_router(_routes(module), prefix=prefix)
+        getattr(import_module(module), "prepare", lambda _: None)(studio)
+
+
+@cache
+def _routes(module: str) -> APIRouter:
+    """They know nothing of a studio, and take a while to make: all servers of a process have the same."""
+    router = import_module(module).router()
+    assert isinstance(router, APIRouter)
+    return router
 
 
 def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
