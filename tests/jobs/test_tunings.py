@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,15 +19,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 from jobs.waiting import until
 from lessons import QUICK, rows, same_weights, teach
 from studiolo.drawing.model import ImageModel
+from studiolo.dreambooth.recipe import Recipe
 from studiolo.errors import ConflictError, NotFoundError, StudioloError
 from studiolo.jobs.photos import unpack
 from studiolo.jobs.queue import Queue
 from studiolo.jobs.runwatch import RunWatch
-from studiolo.jobs.tunings import Tunings, TuningSpec, _reason
+from studiolo.jobs.sharing import Sharing
+from studiolo.jobs.tunings import _PATHS, Tunings, TuningSpec, _reason
 from studiolo.models import registry
 from studiolo.store.database import Database
 from tiny import tiny_folder
@@ -219,7 +223,7 @@ def test_a_training_that_dies_again_and_again_is_given_up(spec, files, tmp_path,
         async with at_work(f"sqlite:///{tmp_path / 'db'}", files, crashes=2) as tunings:
             lives = []
 
-            async def killed(identity, watch, cancelled):
+            async def killed(identity, watch, cancelled, training):
                 lives.append(identity)
                 return -signal.SIGKILL
 
@@ -231,6 +235,73 @@ def test_a_training_that_dies_again_and_again_is_given_up(spec, files, tmp_path,
     asyncio.run(main())
 
 
+def test_one_that_ran_out_of_memory_beside_drawings_goes_on_alone(spec, files, tmp_path, monkeypatch):
+    async def main():
+        sharing = Sharing(lambda: None)
+        async with at_work(f"sqlite:///{tmp_path / 'db'}", files, sharing=sharing) as tunings:
+            lives = []
+
+            async def died(identity, watch, cancelled, training):
+                assert sharing._trainings == [training]
+                lives.append(training.alone)
+                training.shared = shared and not training.alone
+                log = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 MiB.\n"
+                (tunings.folder / identity / "train.log").write_text(log)
+                return 0 if training.alone else 1
+
+            monkeypatch.setattr(tunings, "_train", died)
+            shared = True
+            record = await over(tunings, (await tunings.create(spec)).id)
+            assert (record.state, lives) == ("succeeded", [False, True])
+            told = [event.message for event in await tunings.events(record.id)]
+            assert "did not suffice beside drawings" in told[2]
+            shared = False
+            record = await over(tunings, (await tunings.create(spec.model_copy(update={"name": "b"}))).id)
+            assert record.state == "failed"
+            assert "CUDA out of memory" in record.problem
+            assert lives == [False, True, False]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "cpu"])
+def test_a_training_on_the_gpu_is_settled_by_its_first_step(spec, files, tmp_path, monkeypatch, accelerator):
+    seen = []
+
+    class Spied(Sharing):
+        @asynccontextmanager
+        async def teaching(self, **told):
+            async with super().teaching(**told) as training:
+                seen.append(training)
+                yield training
+
+    async def main():
+        short = spec.model_copy(update={"recipe": {**RECIPE, "accelerator": accelerator}})
+        async with at_work(f"sqlite:///{tmp_path / 'db'}", files, sharing=Spied(lambda: None)) as tunings:
+            record = await tunings.create(short)
+            await stepped(tunings, record.id, 0)
+            assert not any(training.settled for training in seen)
+            assert (await over(tunings, record.id)).state == "succeeded"
+
+    asyncio.run(main())
+    assert [training.settled for training in seen] == ([True] if accelerator == "auto" else [])
+
+
+def test_no_path_of_this_machine_is_taken_from_a_client():
+    """Whoever adds a field that is a path adds it to those that are refused."""
+
+    def fields(model, prefix=""):
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from fields(inner, f"{prefix}{name}.")
+            else:
+                yield prefix + name, field.description or ""
+
+    paths = {name for name, told in fields(Recipe) if re.search(r"\b(folder|file)s?\b", told, re.IGNORECASE)}
+    assert paths - {"base", "subjects", "captions"} == set(_PATHS) - {"subjects"}
+
+
 def test_records_and_events(url, spec, files, monkeypatch):
     """A training whose run folder is written here, step by step."""
 
@@ -238,10 +309,11 @@ def test_records_and_events(url, spec, files, monkeypatch):
         async with at_work(url, files) as tunings:
             go = asyncio.Event()
 
-            async def trained(identity, watch, cancelled):
+            async def trained(identity, watch, cancelled, training):
                 (watch.run / "previews").mkdir(parents=True)
                 (watch.run / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.25\n")
                 (watch.run / "previews" / "step-000002.png").touch()
+                (watch.run / "scores.csv").write_text("step,composite,drift,best\n2,0.75,0.125,1\n")
                 await asyncio.to_thread(tunings._keep_news, identity, watch)
                 await go.wait()
                 return 0
@@ -269,9 +341,11 @@ def test_records_and_events(url, spec, files, monkeypatch):
                 ("state", None, "running"),
                 ("step", 1, "step 1: loss 0.5000"),
                 ("step", 2, "step 2: loss 0.2500"),
+                ("score", 2, "scores at step 2: composite 0.750, drift 0.125 (best so far)"),
                 ("preview", 2, "preview at step 2"),
                 ("state", None, "succeeded"),
             ]
+            assert events[4].data == {"composite": 0.75, "drift": 0.125, "best": 1}
             assert await tunings.events(record.id, after=events[3].number) == events[4:]
             others = [
                 await tunings.create(spec.model_copy(update={"owner": "me", "name": f"r{i}"})) for i in (1, 2)
@@ -295,6 +369,7 @@ def test_records_and_events(url, spec, files, monkeypatch):
         ({"recipe": {"class_images": {"count": "many"}}}, "class_images.count"),
         ({"recipe": {"images": "/etc"}}, "recipe.images"),
         ({"recipe": {"masks": "/etc"}}, "recipe.masks"),
+        ({"recipe": {"scores": {"weights": "/etc"}}}, "recipe.scores.weights"),
         ({"class_noun": "a b c d e f"}, "class noun"),
         ({"name": "../rex"}, "not a name"),
         ({"name": "tiny"}, "exists"),

@@ -8,11 +8,13 @@ import io
 import secrets
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from studiolo.errors import StudioloError
 from studiolo.jobs.queue import BULK, FIRST
+from studiolo.jobs.sharing import Sharing
 from studiolo.jobs.turns import Turns
 from studiolo.language.errors import InvalidRequestError
 from studiolo.models import registry
@@ -20,6 +22,8 @@ from studiolo.models import registry
 if TYPE_CHECKING:
     from studiolo.diffusion.sampling import Step
     from studiolo.drawing.model import ImageModel
+
+    OnStep = Callable[[ImageModel, Step], None]
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -71,10 +75,14 @@ class Artist:
     Args:
         device: as torch names it; None: a GPU where there is one.
         memory: what loaded models may take together, in bytes; None: without limit. The one at work stays.
+        sharing: who else uses the GPU; by default nobody.
     """
 
-    def __init__(self, *, device: str | None = None, memory: int | None = None) -> None:
-        self.device, self.memory = device, memory
+    def __init__(
+        self, *, device: str | None = None, memory: int | None = None, sharing: Sharing | None = None
+    ) -> None:
+        self.device, self.memory, self._sharing = device, memory, sharing or Sharing()
+        self._sharing.make_way = self._make_way
         self._turns = Turns()
         self._models: dict[str, tuple[int, ImageModel]] = {}  # the least recently used first
 
@@ -117,6 +125,9 @@ class Artist:
 
         Raises:
             NoSuchModelError: there is no such model to draw with.
+            OverloadedError: a training on the GPU leaves no room for this now. Where nobody waits in front of
+                it (not `interactive`), it is drawn when the training is over.
+            TooLargeError: the GPU has not enough memory for it.
             StudioloError: a value out of range, or [V] with a model that was taught no subject.
         """
         if not 1 <= n <= MOST:
@@ -129,16 +140,18 @@ class Artist:
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
         priority = FIRST if interactive else BULK
-        return await self.carry_out(model, order, priority, progress, sketches if on_sketch else 0, on_sketch)
+        return await self._carry_out(
+            model, order, priority, progress, sketches if on_sketch else 0, on_sketch
+        )
 
-    async def carry_out(
+    async def _carry_out(
         self,
         model: str,
         order: Order,
         priority: int,
-        progress: Progress | None = None,
-        sketches: int = 0,
-        on_sketch: Sketch | None = None,
+        progress: Progress | None,
+        sketches: int,
+        on_sketch: Sketch | None,
     ) -> list[Picture]:
         """Draws all of an order in one turn; raises as `draw` does."""
         loop, stop = asyncio.get_running_loop(), threading.Event()
@@ -156,8 +169,19 @@ class Artist:
                 for picture, png in zip(step.pictures, _sketched(drawer, step), strict=True):
                     loop.call_soon_threadsafe(on_sketch, picture, number, png)
 
-        async with self._turns.turn(priority):
-            return await _in_thread(lambda: self._draw(self._model(model), order, on_step), stop)
+        while True:
+            if priority > FIRST:
+                await self._sharing.over()
+            async with self._turns.turn(priority):
+                if priority > FIRST and self._sharing.busy:
+                    continue
+                return await _in_thread(lambda: self._fitted(model, order, on_step), stop)
+
+    async def _make_way(self) -> None:
+        """Takes all models off the GPU, when what is being drawn is done."""
+        async with self._turns.turn(FIRST):
+            if self._models and await asyncio.to_thread(lambda: self._sharing.gpu) is not None:
+                await asyncio.to_thread(self._unload)
 
     async def forget(self, model: str) -> None:
         """Unloads a model, if it is loaded."""
@@ -165,9 +189,24 @@ class Artist:
             self._models.pop(model, None)
             gc.collect()
 
-    def _draw(
-        self, model: ImageModel, order: Order, on_step: Callable[[ImageModel, Step], None]
-    ) -> list[Picture]:
+    def _fitted(self, name: str, order: Order, on_step: OnStep) -> list[Picture]:
+        """The pictures of an order; if they do not fit beside other models that are loaded, without those."""
+        import torch
+
+        while True:
+            others = [loaded for loaded in self._models if loaded != name]
+            with self._sharing.drawing(), suppress(torch.OutOfMemoryError):
+                return self._draw(self._model(name), order, on_step)
+            self._unload()
+            if not others:
+                raise self._sharing.too_much()
+
+    def _unload(self) -> None:
+        self._models.clear()
+        gc.collect()
+        self._sharing.give_back()
+
+    def _draw(self, model: ImageModel, order: Order, on_step: OnStep) -> list[Picture]:
         from studiolo.diffusion.samplers import SamplerSettings
 
         _check_size(model, order)

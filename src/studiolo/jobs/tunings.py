@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,6 +28,7 @@ from studiolo.errors import ConflictError, NotFoundError, StudioloError
 from studiolo.jobs.photos import unpack
 from studiolo.jobs.queue import BULK, Queue
 from studiolo.jobs.runwatch import News, RunWatch
+from studiolo.jobs.sharing import Sharing, Training
 from studiolo.language.conversation import Value
 from studiolo.language.engines.native import SPINS
 from studiolo.language.errors import InvalidRequestError
@@ -43,8 +45,9 @@ PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
 _SHARING = {"GOMP_SPINCOUNT": SPINS}
 """The cores are shared with the server: threads that wait for each other are to sleep soon."""
-_OURS = ("images", "masks", "name", "base", "class_noun")
-"""Fields of a recipe that no client sets: paths on this machine, and what has a place of its own."""
+_OURS = ("name", "base", "class_noun")
+_PATHS = ("images", "masks", "subjects", "scores.weights", "scores.text_weights")
+"""Fields of a recipe that no client sets: what has a place of its own, and paths on this machine."""
 
 TUNINGS = sa.Table(
     "tunings",
@@ -119,8 +122,8 @@ class TuningRecord(Value):
 
 
 class TuningEvent(Value):
-    """Something that happened. `kind` is "state", "step" (`data` are its losses), "preview" or "checkpoint"
-    (`data` names its file)."""
+    """Something that happened. `kind` is "state", "step" (`data` are its losses), "score" (`data` are those of a
+    step, and whether it is the `best` so far), "preview" or "checkpoint" (`data` names its file)."""
 
     number: int
     kind: str
@@ -144,6 +147,7 @@ class Tunings:
     Args:
         queue: carries them; not yet started.
         folder: where each has a folder of its own; by default `tunings` in the data folder.
+        sharing: who else uses the GPU; by default nobody.
         devices: trainings at once.
         crashes: how often the training may die without having come any further, before it is given up.
         every: seconds between two looks at a training.
@@ -158,6 +162,7 @@ class Tunings:
         files: Files,
         *,
         folder: Path | None = None,
+        sharing: Sharing | None = None,
         devices: int = 1,
         crashes: int = 3,
         every: float = 1.0,
@@ -165,7 +170,7 @@ class Tunings:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._database, self._queue, self._files = database, queue, files
-        self.folder = folder or home() / "tunings"
+        self.folder, self._sharing = folder or home() / "tunings", sharing or Sharing()
         self._crashes, self._every, self._grace, self._clock = crashes, every, grace, clock
         self._cancels: dict[str, asyncio.Event] = {}
         database.make(TUNINGS, EVENTS)
@@ -300,7 +305,7 @@ class Tunings:
 
         if not any(ref.name == spec.base for ref in registry.list_models()):
             raise NotFoundError("no model of this name can be taught", where=spec.base)
-        if ours := [key for key in _OURS if key in spec.recipe]:
+        if ours := [key for key in (*_OURS, *_PATHS) if _is_set(spec.recipe, key)]:
             raise InvalidRequestError("not to be set here", where=f"recipe.{ours[0]}", remedy="Leave it out.")
         noun, _ = check_class_noun(spec.class_noun)
         try:
@@ -316,7 +321,8 @@ class Tunings:
     async def _run(self, identity: str) -> None:
         """Trains until it is done, given up or cancelled; interrupted itself, it lets the training save."""
         await asyncio.to_thread(self._move, identity, ("queued",), "running", started=self._clock())
-        cancelled = self._cancels[identity] = asyncio.Event()
+        cancelled, alone = asyncio.Event(), False
+        self._cancels[identity] = cancelled
         try:
             while True:
                 record = await asyncio.to_thread(self._load, identity)
@@ -324,13 +330,26 @@ class Tunings:
                     return None
                 if record.state == "cancelling":
                     return await asyncio.to_thread(self._end, identity, "cancelled")
-                watch, saved = await asyncio.to_thread(self._watch, record), self._saved(identity)
-                code = await self._train(identity, watch, cancelled)
-                await asyncio.to_thread(self._judge, identity, code, self._saved(identity) > saved)
+                watch = await asyncio.to_thread(self._watch, record)
+                async with self._on_device(record, alone) as training:
+                    code = await self._train(identity, watch, cancelled, training)
+                further = self._saved(identity) > watch.saved
+                alone = await asyncio.to_thread(self._judge, identity, code, further, training)
         finally:
             del self._cancels[identity]
 
-    async def _train(self, identity: str, watch: RunWatch, cancelled: asyncio.Event) -> int:
+    @asynccontextmanager
+    async def _on_device(self, record: TuningRecord, alone: bool) -> AsyncIterator[Training]:
+        """For one life of the training, which shares the GPU where it uses it."""
+        if record.recipe.get("accelerator", "auto") not in ("auto", "gpu"):
+            yield Training()
+            return
+        async with self._sharing.teaching(alone=alone) as training:
+            yield training
+
+    async def _train(
+        self, identity: str, watch: RunWatch, cancelled: asyncio.Event, training: Training
+    ) -> int:
         """One life of the process; what it exited with (minus the signal that ended it)."""
         folder = self.folder / identity
         with open(folder / "train.log", "wb") as log:  # of its last life
@@ -345,6 +364,7 @@ class Tunings:
             while not ended.done() and not stop.done():
                 await asyncio.wait([ended, stop], timeout=self._every, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.to_thread(self._keep_news, identity, watch)
+                training.settled = watch.stepping
             return await asyncio.shield(ended) if ended.done() else await self._stop(process, ended)
         except asyncio.CancelledError:
             await self._stop(process, ended)
@@ -369,25 +389,35 @@ class Tunings:
         checkpoints = _numbered(self._run_of(identity) / "checkpoints", "*.ckpt")
         return checkpoints[-1][0] if checkpoints else 0
 
-    def _judge(self, identity: str, code: int, further: bool) -> None:
-        """What the end of a process means: done, failed, cancelled, or to be gone on with."""
+    def _judge(self, identity: str, code: int, further: bool, training: Training) -> bool:
+        """What the end of a process means: done, failed, cancelled, or to be gone on with.
+
+        Returns:
+            whether it is to go on with the GPU for itself.
+        """
         now = self._load(identity)
         if now is None or now.state == "cancelling":
-            return
+            return training.alone
         if code == 0:
             self._end(identity, "succeeded")
         elif code in (1, 2):
             log = (self.folder / identity / "train.log").read_text("utf-8", "replace")
-            self._end(identity, "failed", _reason(log))
-        elif self._count_crash(identity, further=further) > self._crashes:
+            if not (training.shared and "out of memory" in log.lower()):
+                self._end(identity, "failed", _reason(log))
+                return training.alone
+            told = "the GPU's memory did not suffice beside drawings; the training goes on, and they wait"
+            self._count_crash(identity, told, further=further)
+            return True
+        elif self._count_crash(identity, "the training died and goes on", further=further) > self._crashes:
             self._end(identity, "failed", f"the training died {self._crashes + 1} times ({_signal(code)})")
+        return training.alone
 
-    def _count_crash(self, identity: str, *, further: bool) -> int:
+    def _count_crash(self, identity: str, told: str, *, further: bool) -> int:
         count = 1 if further else TUNINGS.c.crashes + 1
         mine = TUNINGS.c.id == identity
         with self._database.begin() as connection:
             connection.execute(TUNINGS.update().where(mine).values(crashes=count))
-            self._tell(connection, identity, "state", None, "the training died and goes on", {})
+            self._tell(connection, identity, "state", None, told, {})
             return connection.execute(sa.select(TUNINGS.c.crashes).where(mine)).scalar_one()
 
     def _watch(self, record: TuningRecord) -> RunWatch:
@@ -396,7 +426,7 @@ class Tunings:
         with self._database.read() as connection:
             rows = connection.execute(last.where(EVENTS.c.tuning == record.id, EVENTS.c.step.is_not(None)))
             seen = {row.kind: row.last for row in rows}
-        return RunWatch(self._run_of(record.id), record.steps, seen)
+        return RunWatch(self._run_of(record.id), record.steps, seen, self._saved(record.id))
 
     def _keep_news(self, identity: str, watch: RunWatch) -> None:
         before, found = watch.step, watch.look()
@@ -492,6 +522,14 @@ def _preflight(images: Path, recipe: Any) -> None:
         raise InvalidRequestError(message, where=where, remedy=error.remedy) from error
 
 
+def _is_set(recipe: Mapping[str, Any], key: str) -> bool:
+    """Whether a recipe has the field of that dotted name."""
+    name, _, rest = key.partition(".")
+    if not rest or name not in recipe:
+        return name in recipe
+    return isinstance(recipe[name], Mapping) and _is_set(recipe[name], rest)
+
+
 def _record(row: sa.RowMapping) -> TuningRecord:
     return TuningRecord(**{key: row[key] for key in TuningRecord.model_fields})
 
@@ -499,6 +537,9 @@ def _record(row: sa.RowMapping) -> TuningRecord:
 def _message(news: News) -> str:
     if news.kind == "step":
         return f"step {news.step}: loss {news.data['loss']:.4f}"
+    if news.kind == "score":
+        told = ", ".join(f"{name} {value:.3f}" for name, value in news.data.items() if name != "best")
+        return f"scores at step {news.step}: {told}{' (best so far)' if news.data.get('best') else ''}"
     return f"{news.kind} at step {news.step}"
 
 
