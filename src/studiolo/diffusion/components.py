@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from studiolo.diffusion.conditioning import Conditioning
 from studiolo.diffusion.families import STABLE_DIFFUSION, Family
@@ -107,8 +108,11 @@ class Components:
 
     def _reference_scheduler(self) -> Any:
         """A scheduler with all of `scheduler_config` that concerns the noise levels, defaults filled in."""
-        scheduler_class = FlowMatchEulerDiscreteScheduler if self.is_flow else DDIMScheduler
-        return scheduler_class.from_config(self.scheduler_config)
+        config = self.scheduler_config
+        own: Any = getattr(diffusers, str(config.get("_class_name")), object)
+        if issubclass(own, SchedulerMixin):  # its defaults count too, whether they are written out or not
+            config = {k: v for k, v in own.from_config(config).config.items() if k != "_use_default_values"}
+        return (FlowMatchEulerDiscreteScheduler if self.is_flow else DDIMScheduler).from_config(config)
 
     @property
     def tokenizer(self) -> Any:
