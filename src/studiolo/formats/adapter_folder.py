@@ -1,0 +1,121 @@
+"""What a run learned beside its base, in files: adapters, and the embeddings of words.
+
+    pytorch_lora_weights.safetensors   the adapters, as diffusers reads them
+    learned_embeds.safetensors         {word: [n, D]} for the first text encoder, as textual inversion has it
+    learned_embeds_2.safetensors       ... for the second, and so on
+
+A word of n vectors is n tokens in a row: zwx, zwx1, zwx2, ... (`vocabulary.words_of`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from studiolo.diffusion.adapters import merge
+from studiolo.diffusion.components import Components
+from studiolo.diffusion.vocabulary import add_word, row_of, words_of
+from studiolo.errors import StudioloError
+from studiolo.store.files import atomic_path
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is put on a base: the state of adapters (diffusion/adapters.py), and for each text encoder, by
+    its place, the vectors [n, D] of words."""
+
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    words: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+
+    def put_on(self, components: Components, weight: float = 1.0) -> None:
+        """Adds the words to `components`, in place, then the adapters `weight` times; see `merge`.
+
+        Raises StudioloError when they do not fit.
+        """
+        for place, words in self.words.items():
+            if place >= len(components.text_encoders):
+                raise _misfit(f"it has words for {place + 1} text encoders")
+            tokenizer, encoder = components.tokenizers[place], components.text_encoders[place]
+            width = encoder.get_input_embeddings().embedding_dim
+            for word, vectors in words.items():
+                if vectors.shape[-1] != width:
+                    raise _misfit(f"'{word}' has {vectors.shape[-1]} numbers, and {width} are read")
+                for name, vector in zip(words_of(word, len(vectors)), vectors, strict=True):
+                    add_word(tokenizer, encoder, name, vector)
+        merge(components, self.state, weight)
+
+
+def embedded_words(components: Components, words: Mapping[str, int]) -> dict[int, dict[str, torch.Tensor]]:
+    """Of each text encoder the present vectors [n, D] of `words` (word -> n); see `Adapter.words`."""
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    towers = zip(components.tokenizers, components.text_encoders, strict=True)
+    for place, (tokenizer, encoder) in enumerate(towers):
+        table = encoder.get_input_embeddings().weight.detach()
+        for word, count in words.items():
+            rows = [row_of(tokenizer, name) for name in words_of(word, count)]
+            if all(row is not None for row in rows):  # else it is read in pieces, and nothing was learned
+                found.setdefault(place, {})[word] = table[rows].cpu().clone()
+    return found
+
+
+def save_adapter(adapter: Adapter, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the files into `folder`, each whole or not at all, in `dtype` where one is given."""
+    files = {LORA_FILE: adapter.state} if adapter.state else {}
+    files |= {_embeddings(place): words for place, words in adapter.words.items()}
+    for name, tensors in files.items():
+        stored = {key: value.to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
+        with atomic_path(Path(folder) / name) as temporary:
+            save_file(stored, temporary, metadata={"format": "pt"})
+
+
+def load_adapter(folder: str | Path) -> Adapter:
+    """Reads what `save_adapter` wrote, in float32.
+
+    Raises StudioloError when there is nothing, or what is there cannot be read.
+    """
+    folder = Path(folder)
+    lora = folder / LORA_FILE
+    state = _read(lora) if lora.exists() else {}
+    words = {
+        place: {
+            word: torch.atleast_2d(vectors) for word, vectors in _read(folder / _embeddings(place)).items()
+        }
+        for place in _places(folder)
+    }
+    if not state and not words:
+        raise StudioloError(
+            f"no adapter: neither {LORA_FILE} nor {_embeddings(0)} is there",
+            where=folder,
+            remedy="Export it again.",
+        )
+    return Adapter(state, words)
+
+
+def _places(folder: Path) -> Sequence[int]:
+    return [place for place in range(3) if (folder / _embeddings(place)).exists()]
+
+
+def _embeddings(place: int) -> str:
+    return f"learned_embeds{f'_{place + 1}' if place else ''}.safetensors"
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return {name: tensor.float() for name, tensor in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise StudioloError(f"cannot be read: {error}", where=file, remedy="Export it again.") from error
+
+
+def _misfit(what: str) -> StudioloError:
+    return StudioloError(
+        f"the adapter does not fit the model: {what}",
+        where="adapter",
+        remedy="Use it with the base model that it was trained on.",
+    )
