@@ -6,57 +6,10 @@ refused as unknown, as Google does it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from studiolo.server.gemini.field import Field, Support, emulated, ignored, refused, several
+from studiolo.server.gemini.interaction_fields import INTERACTION_ENUMS, INTERACTION_MESSAGES
 
-
-class Support(StrEnum):
-    """SUPPORTED: does what Google says of it. EMULATED: nearly; the note says how not. IGNORED: taken, and
-    without effect here; the note says why. REFUSED: an error, unless it asks for nothing (null, false, an
-    empty list or text, or an enum's *_UNSPECIFIED)."""
-
-    SUPPORTED = "supported"
-    EMULATED = "emulated"
-    IGNORED = "ignored"
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field.
-
-    Attributes:
-        type: `text`, `integer`, `number`, `flag`, `bytes`, `json` (any value), `object`, `time` (RFC 3339),
-            `duration` ("3.5s"), or the name of an enum or a message below.
-        many: a list of these; one alone is taken for a list of one.
-        keyed: an object whose values are of `type`.
-        least, most: the range of a number.
-    """
-
-    type: str
-    note: str = ""
-    support: Support = Support.SUPPORTED
-    many: bool = False
-    keyed: bool = False
-    least: float | None = None
-    most: float | None = None
-
-
-def _emulated(type_: str, note: str) -> Field:
-    return Field(type_, note, Support.EMULATED)
-
-
-def _ignored(type_: str, note: str) -> Field:
-    return Field(type_, note, Support.IGNORED)
-
-
-def _refused(note: str, type_: str = "json") -> Field:
-    return Field(type_, note, Support.REFUSED)
-
-
-def _list(field: Field | str) -> Field:
-    return replace(Field(field) if isinstance(field, str) else field, many=True)
-
+__all__ = ["ENUMS", "MESSAGES", "Field", "Support"]
 
 TEXT, FLAG, JSON = Field("text"), Field("flag"), Field("json")
 
@@ -84,13 +37,14 @@ ENUMS: dict[str, tuple[str, ...]] = {
     ),
     "ServiceTier": ("UNSPECIFIED", "STANDARD", "FLEX", "PRIORITY"),
     "Scheduling": ("SCHEDULING_UNSPECIFIED", "SILENT", "WHEN_IDLE", "INTERRUPT"),
+    **INTERACTION_ENUMS,
 }  # fmt: skip
 """Their values, taken in any case."""
 
-_SAID = _ignored("json", "the server says it")
-_NO_SEARCH = _refused("there is no such tool here; declare a function, and answer its calls")
+_SAID = ignored("json", "the server says it")
+_NO_SEARCH = refused("there is no such tool here; declare a function, and answer its calls")
 _LIVE = "of live sessions, which there are none of"
-_SPEECH = _refused("answers are text")
+_SPEECH = refused("answers are text")
 
 _SCHEMA: dict[str, Field] = {
     "type": Field("Type"),
@@ -98,13 +52,13 @@ _SCHEMA: dict[str, Field] = {
     "title": TEXT,
     "description": TEXT,
     "nullable": FLAG,
-    "enum": _list("text"),
+    "enum": several("text"),
     "items": Field("Schema"),
-    "prefixItems": _list("Schema"),
+    "prefixItems": several("Schema"),
     "minItems": Field("integer", least=0),
     "maxItems": Field("integer", least=0),
     "properties": Field("Schema", keyed=True),
-    "required": _list("text"),
+    "required": several("text"),
     "minProperties": Field("integer", least=0),
     "maxProperties": Field("integer", least=0),
     "minLength": Field("integer", least=0),
@@ -112,8 +66,8 @@ _SCHEMA: dict[str, Field] = {
     "pattern": TEXT,
     "minimum": Field("number"),
     "maximum": Field("number"),
-    "anyOf": _list("Schema"),
-    "propertyOrdering": _list(Field("text", "the order in which properties are written")),
+    "anyOf": several("Schema"),
+    "propertyOrdering": several(Field("text", "the order in which properties are written")),
     "default": JSON,
     "example": JSON,
     "additionalProperties": Field("json", "a flag or a Schema; by default no others are allowed"),
@@ -125,7 +79,7 @@ _SCHEMA: dict[str, Field] = {
 
 _CONTENT: dict[str, Field] = {
     "role": Field("text", "user, model, or function for the results of functions; without one: user"),
-    "parts": _list("Part"),
+    "parts": several("Part"),
 }
 
 _PART: dict[str, Field] = {
@@ -136,13 +90,13 @@ _PART: dict[str, Field] = {
     "functionResponse": Field("FunctionResponse"),
     "thought": FLAG,
     "thoughtSignature": Field("bytes", "kept, and sent back to the upstream that made it"),
-    "partMetadata": _ignored("object", "it is the client's own"),
-    "videoMetadata": _refused("films are not cut here; cut them before"),
-    "mediaResolution": _refused("media are read as they are"),
-    "executableCode": _refused("there is no code execution here"),
-    "codeExecutionResult": _refused("there is no code execution here"),
-    "toolCall": _refused("tools of the server's side: there are none here"),
-    "toolResponse": _refused("tools of the server's side: there are none here"),
+    "partMetadata": ignored("object", "it is the client's own"),
+    "videoMetadata": refused("films are not cut here; cut them before"),
+    "mediaResolution": refused("media are read as they are"),
+    "executableCode": refused("there is no code execution here"),
+    "codeExecutionResult": refused("there is no code execution here"),
+    "toolCall": refused("tools of the server's side: there are none here"),
+    "toolResponse": refused("tools of the server's side: there are none here"),
 }
 
 _GENERATION: dict[str, Field] = {
@@ -151,7 +105,7 @@ _GENERATION: dict[str, Field] = {
     "topK": Field("integer", least=0),
     "candidateCount": Field("integer", "up to 16, as far as the model goes", least=1, most=16),
     "maxOutputTokens": Field("integer", "with the thoughts, as at Google", least=1),
-    "stopSequences": _list(Field("text", "up to 16")),
+    "stopSequences": several(Field("text", "up to 16")),
     "seed": Field("integer", least=-(2**31), most=2**31 - 1),
     "presencePenalty": Field("number", least=-2, most=2),
     "frequencyPenalty": Field("number", least=-2, most=2),
@@ -161,42 +115,42 @@ _GENERATION: dict[str, Field] = {
     "responseLogprobs": Field("flag", "where the model tells them"),
     "logprobs": Field("integer", "alternatives for each token", least=0, most=20),
     "thinkingConfig": Field("ThinkingConfig"),
-    "responseModalities": _list(Field("Modality", "TEXT; IMAGE of models that draw")),
+    "responseModalities": several(Field("Modality", "TEXT; IMAGE of models that draw")),
     "imageConfig": Field("ImageConfig", "of pictures; refused where no IMAGE is asked for"),
-    "mediaResolution": _refused("media are read as they are", "MediaResolution"),
+    "mediaResolution": refused("media are read as they are", "MediaResolution"),
     "speechConfig": _SPEECH,
-    "audioTimestamp": _refused("sounds have no time stamps here"),
+    "audioTimestamp": refused("sounds have no time stamps here"),
     "audioTranscriptionConfig": _SPEECH,
     "translationConfig": _SPEECH,
-    "enableEnhancedCivicAnswers": _refused("there are no such answers here"),
+    "enableEnhancedCivicAnswers": refused("there are no such answers here"),
     "enableAffectiveDialog": _SPEECH,
-    "routingConfig": _refused("the model is the one that is named"),
-    "modelConfig": _refused("the model is the one that is named"),
-    "modelSelectionConfig": _refused("the model is the one that is named"),
-    "responseFormat": _refused("use responseMimeType and responseSchema"),
+    "routingConfig": refused("the model is the one that is named"),
+    "modelConfig": refused("the model is the one that is named"),
+    "modelSelectionConfig": refused("the model is the one that is named"),
+    "responseFormat": refused("use responseMimeType and responseSchema"),
 }
 
 _REQUEST: dict[str, Field] = {
     "model": Field("text", "must be the one of the path, if it is there"),
-    "contents": _list("Content"),
+    "contents": several("Content"),
     "systemInstruction": Field("Content", "text"),
-    "tools": _list("Tool"),
+    "tools": several("Tool"),
     "toolConfig": Field("ToolConfig"),
-    "safetySettings": _list("SafetySetting"),
+    "safetySettings": several("SafetySetting"),
     "generationConfig": Field("GenerationConfig"),
     "cachedContent": TEXT,
-    "labels": _ignored("object", "they are for Google's bills"),
-    "serviceTier": _ignored("ServiceTier", "there is one tier"),
-    "store": _refused("nothing of a conversation is kept here", "flag"),
-    "continuationToken": _refused("answers are not continued"),
-    "modelArmorConfig": _refused("use safetySettings"),
+    "labels": ignored("object", "they are for Google's bills"),
+    "serviceTier": ignored("ServiceTier", "there is one tier"),
+    "store": refused("nothing of a conversation is kept here", "flag"),
+    "continuationToken": refused("answers are not continued"),
+    "modelArmorConfig": refused("use safetySettings"),
 }
 
 _EMBEDDING = {
-    "taskType": _ignored("text", "the models here have one embedding for all tasks"),
-    "title": _ignored("text", "the same"),
+    "taskType": ignored("text", "the models here have one embedding for all tasks"),
+    "title": ignored("text", "the same"),
     "outputDimensionality": Field("integer", "cut, and of unit length again", least=1, most=65_536),
-    "autoTruncate": _ignored("flag", "texts that are too long are cut, or refused, as the model does it"),
+    "autoTruncate": ignored("flag", "texts that are too long are cut, or refused, as the model does it"),
 }
 
 _SAID_OF_FILES = dict.fromkeys(
@@ -208,7 +162,7 @@ _SAID_OF_FILES = dict.fromkeys(
 )  # fmt: skip
 
 _RATIO = Field("text", "such as 16:9; about as many pixels as the model was taught with")
-_NO_SIZE = _refused(
+_NO_SIZE = refused(
     "models draw at the size that they were taught with; predict takes width and height", "text"
 )
 _OUTPUT = {
@@ -233,19 +187,19 @@ MESSAGES: dict[str, dict[str, Field]] = {
     },
     "EmbedContentConfig": {
         **_EMBEDDING,
-        "documentOcr": _refused("texts alone are embedded"),
-        "audioTrackExtraction": _refused("texts alone are embedded"),
+        "documentOcr": refused("texts alone are embedded"),
+        "audioTrackExtraction": refused("texts alone are embedded"),
     },
-    "BatchEmbedContentsRequest": {"model": _REQUEST["model"], "requests": _list("EmbedContentRequest")},
+    "BatchEmbedContentsRequest": {"model": _REQUEST["model"], "requests": several("EmbedContentRequest")},
     "PredictRequest": {
-        "instances": _list(Field("EmbedInstance", "of models that embed")),
+        "instances": several(Field("EmbedInstance", "of models that embed")),
         "parameters": Field("EmbedParameters"),
     },
     "EmbedInstance": {
         "content": TEXT,
         "taskType": _EMBEDDING["taskType"],
         "title": _EMBEDDING["title"],
-        "mimeType": _ignored("text", "it is text"),
+        "mimeType": ignored("text", "it is text"),
     },
     "EmbedParameters": {
         "outputDimensionality": _EMBEDDING["outputDimensionality"],
@@ -255,16 +209,16 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "name": Field("text", "is made by the server; only a PATCH may repeat it"),
         "model": TEXT,
         "displayName": TEXT,
-        "contents": _list("Content"),
+        "contents": several("Content"),
         "systemInstruction": Field("Content", "text"),
-        "tools": _list("Tool"),
+        "tools": several("Tool"),
         "toolConfig": Field("ToolConfig"),
         "ttl": Field("duration", "without it and expireTime: an hour"),
         "expireTime": Field("time"),
         "createTime": _SAID,
         "updateTime": _SAID,
         "usageMetadata": _SAID,
-        "kmsKeyName": _refused("contexts are kept as files, without keys of their own"),
+        "kmsKeyName": refused("contexts are kept as files, without keys of their own"),
     },
     "BatchGenerateContentRequest": {"batch": Field("GenerateContentBatch")},
     "GenerateContentBatch": {
@@ -272,15 +226,15 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "model": Field("text", "must be the one of the path, if it is there"),
         "displayName": TEXT,
         "inputConfig": Field("InputConfig"),
-        "priority": _ignored("integer", "batches go in the order in which they came"),
-        "webhookConfig": _refused("ask how far it is"),
+        "priority": ignored("integer", "batches go in the order in which they came"),
+        "webhookConfig": refused("ask how far it is"),
         **dict.fromkeys(("output", "createTime", "endTime", "updateTime", "batchStats", "state"), _SAID),
     },
     "InputConfig": {
         "requests": Field("InlinedRequests"),
         "fileName": Field("text", 'an uploaded file of lines {"key": TEXT, "request": {...}}'),
     },
-    "InlinedRequests": {"requests": _list("InlinedRequest")},
+    "InlinedRequests": {"requests": several("InlinedRequest")},
     "InlinedRequest": {
         "request": Field("object", "the body of generateContent, or of embedContent"),
         "metadata": Field("object", "comes back with the answer"),
@@ -288,15 +242,15 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "TunedModel": {
         "name": _SAID,
         "displayName": Field("text", "the name of the subject, too, where tunedModelId does not give it"),
-        "description": _refused("a subject has its title", "text"),
+        "description": refused("a subject has its title", "text"),
         "baseModel": TEXT,
         "tuningTask": Field("TuningTask"),
-        "preTunedModel": _refused("subjects are taught to the base model", "object"),
-        "tunedModelSource": _refused("subjects are taught to the base model", "object"),
-        "temperature": _refused("subjects draw", "number"),
-        "topP": _refused("subjects draw", "number"),
-        "topK": _refused("subjects draw", "integer"),
-        "readerProjectNumbers": _refused("all keys may draw all subjects"),
+        "preTunedModel": refused("subjects are taught to the base model", "object"),
+        "tunedModelSource": refused("subjects are taught to the base model", "object"),
+        "temperature": refused("subjects draw", "number"),
+        "topP": refused("subjects draw", "number"),
+        "topK": refused("subjects draw", "integer"),
+        "readerProjectNumbers": refused("all keys may draw all subjects"),
         **dict.fromkeys(("createTime", "updateTime", "state", "error", "defaultCheckpointId"), _SAID),
     },
     "TuningTask": {
@@ -305,13 +259,13 @@ MESSAGES: dict[str, dict[str, Field]] = {
         **dict.fromkeys(("startTime", "completeTime", "snapshots"), _SAID),
     },
     "TrainingData": {
-        "files": _list(Field("text", "Studiolo's own: files/ID of images, or of ZIP archives of them")),
+        "files": several(Field("text", "Studiolo's own: files/ID of images, or of ZIP archives of them")),
         "examples": Field("TuningExamples"),
     },
-    "TuningExamples": {"examples": _list("TuningExample")},
+    "TuningExamples": {"examples": several("TuningExample")},
     "TuningExample": {
         "output": Field("text", "files/ID of an image, or of a ZIP archive of images"),
-        "textInput": _refused("what the subject is, class_noun says", "text"),
+        "textInput": refused("what the subject is, class_noun says", "text"),
     },
     "TuningJob": {
         "name": _SAID,
@@ -334,7 +288,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
                 "veoTuningSpec",
                 "evaluationConfig",
             ),
-            _refused("subjects are taught to the base model, by supervisedTuningSpec"),
+            refused("subjects are taught to the base model, by supervisedTuningSpec"),
         ),
     },
     "SupervisedTuningSpec": {
@@ -344,7 +298,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "hyperParameters": _HYPER,
         **dict.fromkeys(
             ("validationDatasetUri", "exportLastCheckpointOnly", "tuningMode", "evaluationConfig"),
-            _refused("give what a recipe has as hyperParameters"),
+            refused("give what a recipe has as hyperParameters"),
         ),
     },
     "CreateFileRequest": {"file": Field("File")},
@@ -363,21 +317,21 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "data": Field("bytes"),
         "displayName": TEXT,
     },
-    "FileData": {"mimeType": TEXT, "fileUri": TEXT, "displayName": _ignored("text", "the file has its name")},
+    "FileData": {"mimeType": TEXT, "fileUri": TEXT, "displayName": ignored("text", "the file has its name")},
     "FunctionCall": {
         "id": TEXT,
         "name": TEXT,
         "args": Field("object"),
-        "partialArgs": _refused("calls are whole"),
-        "willContinue": _refused("calls are whole", "flag"),
+        "partialArgs": refused("calls are whole"),
+        "willContinue": refused("calls are whole", "flag"),
     },
     "FunctionResponse": {
         "id": TEXT,
         "name": TEXT,
         "response": Field("object"),
-        "parts": _list("FunctionResponsePart"),
-        "scheduling": _refused(_LIVE, "Scheduling"),
-        "willContinue": _refused(_LIVE, "flag"),
+        "parts": several("FunctionResponsePart"),
+        "scheduling": refused(_LIVE, "Scheduling"),
+        "willContinue": refused(_LIVE, "flag"),
     },
     "FunctionResponsePart": {
         "inlineData": Field("Blob"),
@@ -386,7 +340,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "mediaResolution": _PART["mediaResolution"],
     },
     "Tool": {
-        "functionDeclarations": _list("FunctionDeclaration"),
+        "functionDeclarations": several("FunctionDeclaration"),
         "googleSearch": _NO_SEARCH,
         "googleSearchRetrieval": _NO_SEARCH,
         "googleMaps": _NO_SEARCH,
@@ -398,26 +352,26 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "urlContext": _NO_SEARCH,
         "codeExecution": _NO_SEARCH,
         "computerUse": _NO_SEARCH,
-        "mcpServers": _refused("the client's library calls them; the server does not"),
+        "mcpServers": refused("the client's library calls them; the server does not"),
     },
     "FunctionDeclaration": {
         "name": TEXT,
         "description": TEXT,
         "parameters": Field("Schema", "arguments are always valid against it"),
         "parametersJsonSchema": Field("json", "the same, as JSON Schema"),
-        "response": _emulated("Schema", "passed on to upstreams; models here are not told"),
-        "responseJsonSchema": _emulated("json", "the same"),
+        "response": emulated("Schema", "passed on to upstreams; models here are not told"),
+        "responseJsonSchema": emulated("json", "the same"),
         "behavior": Field("Behavior", "BLOCKING; NON_BLOCKING is refused: it is " + _LIVE),
     },
     "ToolConfig": {
         "functionCallingConfig": Field("FunctionCallingConfig"),
-        "retrievalConfig": _refused("there is no retrieval here"),
-        "includeServerSideToolInvocations": _refused("tools of the server's side: there are none", "flag"),
+        "retrievalConfig": refused("there is no retrieval here"),
+        "includeServerSideToolInvocations": refused("tools of the server's side: there are none", "flag"),
     },
     "FunctionCallingConfig": {
         "mode": Field("FunctionCallingConfig.Mode", "AUTO and VALIDATED are one: arguments are always valid"),
-        "allowedFunctionNames": _list(Field("text", "with ANY and VALIDATED")),
-        "streamFunctionCallArguments": _refused("calls come whole", "flag"),
+        "allowedFunctionNames": several(Field("text", "with ANY and VALIDATED")),
+        "streamFunctionCallArguments": refused("calls come whole", "flag"),
     },
     "SafetySetting": {
         "category": Field("HarmCategory", "of text; those of images only OFF or BLOCK_NONE"),
@@ -427,28 +381,28 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "ThinkingConfig": {
         "includeThoughts": Field("flag", "thoughts come in full, where Google sums them up"),
         "thinkingBudget": Field("integer", "-1: as long as the model likes; 0: none", least=-1),
-        "thinkingLevel": _emulated("ThinkingLevel", "XHIGH is HIGH"),
+        "thinkingLevel": emulated("ThinkingLevel", "XHIGH is HIGH"),
     },
     "ImageConfig": {
         "aspectRatio": _RATIO,
         "imageSize": _NO_SIZE,
-        "personGeneration": _refused("nobody looks for persons here"),
-        "prominentPeople": _refused("nobody looks for persons here"),
+        "personGeneration": refused("nobody looks for persons here"),
+        "prominentPeople": refused("nobody looks for persons here"),
         "outputMimeType": _OUTPUT["mimeType"],
         "outputCompressionQuality": _OUTPUT["compressionQuality"],
         "imageOutputOptions": Field("ImageOutputOptions"),
     },
     "ImageOutputOptions": _OUTPUT,
     "DrawRequest": {
-        "instances": _list(Field("DrawInstance", "one")),
+        "instances": several(Field("DrawInstance", "one")),
         "parameters": Field("DrawParameters"),
         "labels": _REQUEST["labels"],
     },
     "DrawInstance": {
         "prompt": Field("text", "[V] stands for the subject"),
-        "image": _refused("pictures are drawn from words"),
-        "mask": _refused("pictures are drawn from words"),
-        "referenceImages": _refused("pictures are drawn from words; teach a subject instead"),
+        "image": refused("pictures are drawn from words"),
+        "mask": refused("pictures are drawn from words"),
+        "referenceImages": refused("pictures are drawn from words; teach a subject instead"),
     },
     "DrawParameters": {
         "sampleCount": Field("integer", least=1, most=8),
@@ -464,17 +418,18 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "width": Field("integer", "Studiolo's own: pixels", least=1, most=2048),
         "height": Field("integer", "Studiolo's own: pixels", least=1, most=2048),
         "sampleImageSize": _NO_SIZE,
-        "safetySetting": _emulated("text", "only block_none: pictures are not judged here"),
-        "personGeneration": _emulated("text", "only allow_all: nobody looks for persons here"),
-        "includeSafetyAttributes": _ignored("flag", "pictures are not judged, so there is nothing to tell"),
-        "includeRaiReason": _ignored("flag", "the same"),
-        "language": _ignored("text", "prompts are read as they are"),
-        "addWatermark": _refused("pictures say how they were made, in their files, and nowhere else", "flag"),
-        "enhancePrompt": _refused("prompts are drawn as they are", "flag"),
-        "storageUri": _refused("pictures come with the answer", "text"),
-        "mode": _refused("pictures are drawn from words", "text"),
-        "editMode": _refused("pictures are drawn from words", "text"),
+        "safetySetting": emulated("text", "only block_none: pictures are not judged here"),
+        "personGeneration": emulated("text", "only allow_all: nobody looks for persons here"),
+        "includeSafetyAttributes": ignored("flag", "pictures are not judged, so there is nothing to tell"),
+        "includeRaiReason": ignored("flag", "the same"),
+        "language": ignored("text", "prompts are read as they are"),
+        "addWatermark": refused("pictures say how they were made, in their files, and nowhere else", "flag"),
+        "enhancePrompt": refused("prompts are drawn as they are", "flag"),
+        "storageUri": refused("pictures come with the answer", "text"),
+        "mode": refused("pictures are drawn from words", "text"),
+        "editMode": refused("pictures are drawn from words", "text"),
     },
     "Schema": _SCHEMA,
+    **INTERACTION_MESSAGES,
 }
 """The fields of each message, by their names on the wire (camelCase; snake_case is taken everywhere)."""

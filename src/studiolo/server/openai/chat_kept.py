@@ -78,7 +78,7 @@ async def list_completions(
     labels = {
         found[1]: value for name, value in request.query_params.items() if (found := _LABEL.fullmatch(name))
     }
-    found, more = await asyncio.to_thread(
+    listed, more = await asyncio.to_thread(
         kept_in(studio.database).page,
         "completion",
         caller.key_id,
@@ -88,7 +88,7 @@ async def list_completions(
         model=model,
         labels=labels,
     )
-    return JSONResponse(_page([kept.body for kept in found], more))
+    return JSONResponse(_page([kept.body for kept in listed], more))
 
 
 async def retrieve_completion(

@@ -13,14 +13,15 @@ from starlette.responses import JSONResponse, Response
 
 from studiolo.language import conversation as c
 from studiolo.language.errors import InvalidRequestError
+from studiolo.server import undertaken
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
+from studiolo.server.errors import Told
 from studiolo.server.kept import Kept, kept_in
 from studiolo.server.openai import answering, document
 from studiolo.server.openai.answering import WAITING, Asking, in_terms
 from studiolo.server.openai.pauses import with_pauses
 from studiolo.server.openai.responses_answer import Output, new_id
-from studiolo.server.openai.responses_background import Work, begin, followed, followed_again, named
 from studiolo.server.openai.responses_request import Located, custom_tools, draws, items_of, request_of
 from studiolo.server.openai.responses_wire import Item, ResponseRequest
 from studiolo.server.openai.wire import Wire, read
@@ -76,15 +77,11 @@ async def create_response(
     asking = Asking(studio, caller)
     conversation, output = await _prepared(asking, wanted)
     if wanted.background:
-        run = await begin(
-            Work(
-                asking, output, _as_kept(asking, wanted, output), lambda: _steps(asking, conversation, output)
-            )
-        )
-        return followed(run) if wanted.stream else JSONResponse(output.response)
+        run = await undertaken.begin(studio, caller, _work(asking, wanted, conversation, output))
+        return _followed(run.follow()) if wanted.stream else JSONResponse(run.body)
     if wanted.stream:
         events = _events(asking, wanted, conversation, output)
-        return Stream(events, broken=lambda told: named(output.failed(told)))
+        return Stream(events, broken=lambda told: _named(output.failed(told)))
     return JSONResponse(await attended(request, _whole(asking, wanted, conversation, output)))
 
 
@@ -120,21 +117,16 @@ async def retrieve_response(
     """A response that was kept, as it is by now; of one that was begun in the background with `stream`, also
     its events, from any of them on."""
     if stream:
-        return await followed_again(studio, caller.key_id, response_id, starting_after + 1)
-    run = studio.background.get(response_id, caller.key_id)
-    if run is not None:
-        return JSONResponse(run.body)
-    kept = await asyncio.to_thread(kept_in(studio.database).get, "response", response_id, caller.key_id)
-    return JSONResponse(kept.body)
+        had = starting_after + 1
+        return _followed(await undertaken.taken_up(studio, caller, "response", response_id, lambda _: had))
+    return JSONResponse((await undertaken.fetched(studio, caller, "response", response_id)).body)
 
 
 async def delete_response(
     response_id: str, studio: Studio = Depends(studio_of), caller: Caller = Depends(caller)
 ) -> Response:
     """Forgets a response; one that is being made is cancelled first."""
-    if (run := studio.background.get(response_id, caller.key_id)) is not None:
-        await run.cancel()
-    await asyncio.to_thread(kept_in(studio.database).delete, "response", response_id, caller.key_id)
+    await undertaken.deleted(studio, caller, "response", response_id)
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -142,9 +134,7 @@ async def cancel_response(
     response_id: str, studio: Studio = Depends(studio_of), caller: Caller = Depends(caller)
 ) -> Response:
     """Ends what is being made in the background; one that has ended stays as it is."""
-    if (run := studio.background.get(response_id, caller.key_id)) is not None:
-        await run.cancel()
-    kept = await asyncio.to_thread(kept_in(studio.database).get, "response", response_id, caller.key_id)
+    kept = await undertaken.cancelled(studio, caller, "response", response_id)
     if not kept.body["background"]:
         raise InvalidRequestError("this response did not run in the background", where="response_id")
     return JSONResponse(kept.body)
@@ -186,11 +176,8 @@ async def _prepared(asking: Asking, wanted: ResponseRequest) -> tuple[c.Request,
         conversation = await asyncio.to_thread(
             kept.conversation, "response", previous, asking.caller.key_id, where="previous_response_id"
         )
-        if conversation[-1].running:
-            raise InvalidRequestError(
-                "this response is still being made", where="previous_response_id", remedy="Wait for its end."
-            )
-        earlier = [located for one in conversation for located in _located(one)]
+        ended = undertaken.check_ended(conversation, "previous_response_id")
+        earlier = [located for one in ended for located in _located(one)]
     with in_terms(FIELDS):
         request = request_of(wanted, earlier, show=asking.shown(wanted.model))
         request = await asking.resolved(request)
@@ -230,17 +217,17 @@ async def _events(
             async for delta in deltas:
                 if not begun:  # not earlier: an error before the first word has a status of its own
                     begun = True
-                    for event in named(output.begin()):
+                    for event in _named(output.begin()):
                         yield event
                 if delta is None:
                     yield WAITING
                     continue
-                for event in named(output.add(delta)):
+                for event in _named(output.add(delta)):
                     yield event
-    for event in named(output.finish()):
+    for event in _named(output.finish()):
         yield event
     await _keep(asking, wanted, output)
-    for event in named([output.last()]):
+    for event in _named([output.last()]):
         yield event
 
 
@@ -256,6 +243,45 @@ async def _steps(asking: Asking, request: c.Request, output: Output) -> AsyncGen
     for event in output.finish():
         yield event
     yield output.last()
+
+
+def _work(asking: Asking, wanted: ResponseRequest, request: c.Request, output: Output) -> undertaken.Work:
+    if wanted.store is False:
+        raise InvalidRequestError(
+            "what is made in the background is kept", where="store", remedy="Leave it out, or background."
+        )
+
+    def broken(told: Told | None) -> Iterable[JSON]:
+        return output.cancelled() if told is None else output.failed(told)
+
+    return undertaken.Work(
+        kept=_as_kept(asking, wanted, output),
+        steps=lambda: _steps(asking, request, output),
+        now=lambda: output.now,
+        broken=broken,
+        streams=bool(wanted.stream),
+    )
+
+
+def _followed(events: AsyncGenerator[JSON]) -> Stream:
+    """The events of one in the background. Who stops reading them does not end it."""
+
+    async def said() -> AsyncGenerator[Event]:
+        async with aclosing(with_pauses(events, answering.KEEP_ALIVE)) as told:
+            async for event in told:
+                yield WAITING if event is None else Event(event, event["type"])
+
+    return Stream(said(), broken=lambda _: ())
+
+
+def failure() -> JSON:
+    """What becomes of a response over which the server died."""
+    message = "The server stopped before this response was whole."
+    return {"status": "failed", "error": {"code": "server_error", "message": message}}
+
+
+def _named(events: Iterable[JSON]) -> Iterable[Event]:
+    return (Event(event, event["type"]) for event in events)
 
 
 async def _keep(asking: Asking, wanted: ResponseRequest, output: Output) -> None:

@@ -81,7 +81,6 @@ class Output:
         self._usage: Usage | None = None
         self._finish = FinishReason.STOP
         self.response = _begun(request)
-        self.streams = bool(request.stream)
 
     @property
     def now(self) -> JSON:

@@ -19,10 +19,10 @@ from studiolo.server.openai import (
     models,
     moderations,
     responses,
-    responses_background,
     uploads,
 )
 from studiolo.server.studio import Studio
+from studiolo.server.undertaken import tell_of_left
 
 
 def router() -> APIRouter:
@@ -38,6 +38,5 @@ def router() -> APIRouter:
 
 def prepare(studio: Studio) -> None:
     """Joins the dialect to the rooms behind it."""
-    studio.opening.append(partial(responses_background.tell_of_left, studio))
-    if studio.batches is not None:
-        batch_answers.register(studio)
+    studio.opening.append(partial(tell_of_left, studio, "response", responses.failure))
+    batch_answers.register(studio)
