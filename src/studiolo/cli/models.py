@@ -33,8 +33,7 @@ def list_models() -> None:
         table.add_row(name, kind, escape(about), f"{escape(str(path))}{gone}")
 
     for ref in registry.list_models():
-        subject = f"{ref.card.get('identifier', '?')} {ref.card.get('class_noun')}"
-        row(ref.name, ref.kind, subject if ref.kind == "subject" else "", ref.path)
+        row(ref.name, ref.kind, _subjects(ref.card), ref.path)
     here = weights.list_weights()
     for one in here:
         about = f"{one.facts.architecture} {one.facts.quantisation}, {_megabytes(one.size)}"
@@ -125,6 +124,12 @@ def _speaking(name: str, found: Weights | Known) -> dict[str, Any]:
     said = found.model_dump(mode="json", exclude={"wheels", "files", "download"}, exclude_none=True)
     here = {} if isinstance(found, Weights) else {"path": None, "size": found.bytes_to_fetch}
     return {"name": name, **here, **said, "opens_with": opens_with(found.format, found.purpose)}
+
+
+def _subjects(card: dict[str, Any]) -> str:
+    """Identifier and class noun of each subject."""
+    told = card.get("subjects") or ([card] if card.get("class_noun") else [])
+    return ", ".join(f"{one.get('identifier', '?')} {one.get('class_noun')}" for one in told)
 
 
 def _megabytes(size: int) -> str:

@@ -231,7 +231,7 @@ def _marker(path: Path) -> Path | None:
 
 
 def _kind(path: Path, card: dict[str, Any]) -> Kind:
-    if "class_noun" in card:
+    if card.get("class_noun") or card.get("subjects"):
         return "subject"
     return "file" if path.suffix.lower() in SINGLE_FILES and not path.is_dir() else "folder"
 
