@@ -14,6 +14,7 @@ from studiolo import __version__
 from studiolo.cli import (
     ask,
     base,
+    bench,
     chat,
     contexts,
     demo,
@@ -65,6 +66,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(contexts.app, name="contexts")
 app.add_typer(keys.app, name="keys")
 app.add_typer(base.app, name="base")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ A score holds for its embedder alone: DINO's figures cannot be set beside the ey
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -152,11 +153,32 @@ def pretrained(
     try:
         if device is None:
             return kind.from_pretrained(source, **options)
-        network = kind.from_pretrained(source, use_safetensors=True, **options)
+        with _told_by_errors():
+            network, report = kind.from_pretrained(
+                source, use_safetensors=True, output_loading_info=True, **options
+            )
+        if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
+            raise ValueError(f"no {absent[0]}")  # it would be random
         return network.eval().requires_grad_(False).to(device)
     except Exception as error:  # the hub's clients raise errors of several libraries for "no network" alone
         raise StudioloError(
-            f"the weights cannot be had ({type(error).__name__})",
+            f"the weights cannot be had ({type(error).__name__}: {str(error).splitlines()[0][:120]})",
             where=source,
             remedy="Connect to the hub, name a folder that holds them, or use --embedder eye.",
         ) from error
+
+
+@contextmanager
+def _told_by_errors() -> Iterator[None]:
+    """Keeps transformers from bars, and from listing what one tower of CLIP does not need of the other."""
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

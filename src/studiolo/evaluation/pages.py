@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from pathlib import Path
 
 from PIL import Image
 
@@ -30,3 +31,9 @@ def picture(image: Image.Image, name: str) -> str:
     image.save(buffer, format="PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(name, quote=True)}" src="data:image/png;base64,{data}">'
+
+
+def opened(path: Path) -> Image.Image:
+    """The picture in a file, RGB, the file closed again."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
