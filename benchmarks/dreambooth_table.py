@@ -1,4 +1,4 @@
-"""Does teaching work, and what does the prior loss keep? Sample subjects x seeds x {no prior, prior} x steps.
+"""Does teaching work, and what does each prior keep? Sample subjects x seeds x priors x steps.
 
     python benchmarks/dreambooth_table.py --out results --jobs 2 --threads 1
 
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 MILESTONES = (0, 50, 100, 200, 400)
+PRIORS = ("none", "images", "predictions")
 COLUMNS = {
     "fidelity.subject": "fidelity",
     "context.subject": "context",
@@ -54,15 +55,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One run: a sample subject, a seed, with or without the prior loss."""
+    """One run: a sample subject, a seed, and the prior: none, images or predictions."""
 
     subject: str
     seed: int
-    prior: bool
+    prior: str
 
     @property
     def name(self) -> str:
-        return f"{self.subject}-{self.seed}-{'prior' if self.prior else 'none'}"
+        return f"{self.subject}-{self.seed}-{self.prior}"
 
 
 def carry_out(plan: Plan, lesson: Lesson) -> dict[str, Any]:
@@ -106,7 +107,9 @@ def train(plan: Plan, lesson: Lesson, run: Path) -> None:
         "steps": last, "seed": lesson.seed, "checkpoint_every": every, "keep_checkpoints": last // every,
         "trackers": [],
     }  # fmt: skip
-    recipe = recipe.with_values(values | ({} if lesson.prior else {"prior_weight": 0}))
+    recipe = recipe.with_values(
+        values | ({"prior_weight": 0} if lesson.prior == "none" else {"prior": lesson.prior})
+    )
     train(
         SUBJECTS / lesson.subject, lesson.subject, lesson.name, plan.base, recipe, run,
         replace=True, display=Display.silent(),
@@ -120,7 +123,8 @@ def score_milestones(plan: Plan, lesson: Lesson, run: Path) -> Iterator[dict[str
     from studiolo.evaluation.embedders import load_embedder
     from studiolo.evaluation.exam import Exam
     from studiolo.evaluation.eye import shipped_eye
-    from studiolo.evaluation.scores import Judge, training_images
+    from studiolo.evaluation.learned import training_images
+    from studiolo.evaluation.scores import Judge
 
     taught, base = ImageModel.load(run / "model"), ImageModel.load(plan.base)
     settings = SamplerSettings(plan.sampler, plan.sampling_steps)
@@ -150,7 +154,7 @@ def _at(taught: Any, run: Path, step: int) -> Any:
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row a (prior, step): mean and standard deviation of every score over the runs."""
     rows = []
-    for prior in (False, True):
+    for prior in PRIORS:
         mine = [result for result in results if result["prior"] == prior]
         for number, milestone in enumerate(mine[0]["milestones"] if mine else ()):
             scores = [result["milestones"][number]["scores"] for result in mine]
@@ -173,7 +177,7 @@ def markdown(rows: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) 
     lines = [f"| prior | step | {' | '.join(COLUMNS.values())} |", "|---|--:|" + "--:|" * len(COLUMNS)]
     for row in rows:
         cells = [f"{row[key]['mean']:.2f} ± {row[key]['sd']:.2f}" for key in COLUMNS]
-        lines.append(f"| {'yes' if row['prior'] else 'no'} | {row['step']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['prior']} | {row['step']} | {' | '.join(cells)} |")
     note = (
         f"Fidelity of the base asked for the class alone: {untaught:.2f}; of the training images to each "
         f"other: {real:.2f}. The eye sees the class noun among its first five in {named:.0%} of the training "
@@ -201,6 +205,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--base", default="studiolo-base")
     parser.add_argument("--subjects", nargs="+", default=["fox", "dog"])
+    parser.add_argument("--priors", nargs="+", default=list(PRIORS), choices=PRIORS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
         "--milestones", nargs="+", type=int, default=MILESTONES, help="the last ends the training"
@@ -230,7 +235,7 @@ def main() -> None:
         chosen.sampling_steps, chosen.threads, tuple(chosen.set),
     )  # fmt: skip
     # Neighbours differ in the subject, so that no two jobs make the same class images at the same time.
-    lessons = [Lesson(s, seed, p) for seed in chosen.seeds for p in (True, False) for s in chosen.subjects]
+    lessons = [Lesson(s, seed, p) for seed in chosen.seeds for p in chosen.priors for s in chosen.subjects]
     results = []
     with ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(carry_out, plan, lesson): lesson for lesson in lessons}

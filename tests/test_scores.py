@@ -290,12 +290,12 @@ def test_the_table_scores_the_checkpoints_of_one_run(table, taught, tmp_path):
         "class_images.steps=1",
     )
     plan = table.Plan(tmp_path, str(taught["base"]), (0, 2, 4), 1, "dpm++2m", 2, 1, quick)
-    plain, prior = (table.carry_out(plan, table.Lesson("fox", 0, prior)) for prior in (False, True))
+    plain, prior = (table.carry_out(plan, table.Lesson("fox", 0, prior)) for prior in ("none", "images"))
     steps = [row["step"] for row in prior["milestones"]]
     drift = [row["scores"]["drift"]["class_distance"] for row in prior["milestones"]]
     assert steps == [0, 2, 4]
     assert drift[0] == 0 < drift[2]
-    assert table.carry_out(plan, table.Lesson("fox", 0, True)) == prior
+    assert table.carry_out(plan, table.Lesson("fox", 0, "images")) == prior
     table.write(tmp_path, [plain, prior])
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert f"{drift[2]:.2f} ± 0.00" in text

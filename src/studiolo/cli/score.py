@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studiolo.cli.progress import drawing_bar
 
 if TYPE_CHECKING:
+    from studiolo.evaluation.mixing import Mixing
     from studiolo.evaluation.report import Report
 
 
@@ -31,6 +32,10 @@ def score(
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The training images, if they have moved.")
     ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only this one of several subjects; else each, and their mixing."),
+    ] = None,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where report.json, report.html and sheet.png go.")
     ] = Path("scores"),
@@ -41,22 +46,43 @@ def score(
 
     The base model draws the same prompts from the same seeds, so every score has its value before.
     """
+    from studiolo.drawing.model import ImageModel
     from studiolo.evaluation import scores
+    from studiolo.evaluation.learned import learned_subjects
+    from studiolo.evaluation.mixing import score_apart
 
-    report = scores.score(
-        model,
-        n=n,
-        seed=seed,
-        steps=steps,
-        guidance_scale=guidance,
-        embedder=embedder,
-        baseline=baseline,
-        images=images,
-        out=out,
-        bar=drawing_bar,
-    )
-    show(report)
+    taught = ImageModel.load(model)
+    asked: dict[str, Any] = {
+        "n": n,
+        "seed": seed,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "embedder": embedder,
+        "baseline": baseline,
+        "out": out,
+        "bar": drawing_bar,
+    }
+    if subject is None and len(learned_subjects(taught)) > 1:
+        found = score_apart(taught, **asked)
+        for name, report in found.reports.items():
+            typer.echo(f"[{name}]")
+            show(report)
+        show_mixing(found.mixing)
+    else:
+        show(scores.score(taught, images=images, subject=subject, **asked))
     typer.echo(f"Report: {out / 'report.html'}")
+
+
+def show_mixing(mixing: Mixing) -> None:
+    """Prints how like the pictures of each subject are to the training images of each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("asked for", *mixing.likeness, "kept apart", box=None, header_style="bold")
+    for asked, seen in mixing.likeness.items():
+        cells = [f"{likeness:.3f}" for likeness in seen.values()]
+        table.add_row(f"\\[{asked}]", *cells, f"{mixing.kept_apart[asked]:.0%}")
+    Console().print(table)
 
 
 def show(report: Report) -> None:

@@ -12,12 +12,12 @@ from PIL import Image
 
 from studiolo.diffusion.sampling import OnStep, SamplerSettings
 from studiolo.drawing.model import ImageModel
-from studiolo.dreambooth.subject import load_subject
 from studiolo.errors import StudioloError
 from studiolo.evaluation import measures
 from studiolo.evaluation.embedders import Embedder, load_embedder
 from studiolo.evaluation.exam import Exam
 from studiolo.evaluation.eye import Eye, shipped_eye
+from studiolo.evaluation.learned import Learned, find_subject, training_images
 from studiolo.evaluation.portfolio import Portfolio
 from studiolo.evaluation.report import Report
 
@@ -143,6 +143,7 @@ def score(
     images: str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     bar: Bar | None = None,
+    subject: str | None = None,
 ) -> Report:
     """Draws the exam with the taught model and with its base, and measures both.
 
@@ -154,22 +155,24 @@ def score(
         images: the training images, where they do not lie any more where the recipe says.
         out: a folder for report.json, report.html and sheet.png.
         bar: given the number of pictures, a context that yields what to call after every denoising step.
+        subject: which, of a model that has learned several; see `mixing.score_apart` for all of them.
 
     Raises:
-        StudioloError: the model has learned no subject, or its base, images or embedder cannot be had.
+        StudioloError: the model has learned no such subject, or its base, images or embedder cannot be had.
     """
     if n < 1:
         raise StudioloError(f"{n} pictures of each prompt", where="n", remedy="Use 1 or more.")
     judge_by = load_embedder(embedder) if isinstance(embedder, str) else embedder
     taught = model if isinstance(model, ImageModel) else ImageModel.load(model)
-    exam = Exam(_class_noun(taught), n, seed, SamplerSettings(steps=steps, guidance_scale=guidance_scale))
-    training = training_images(taught, images)
+    learned = find_subject(taught, subject)
+    exam = Exam(learned.class_noun, n, seed, SamplerSettings(steps=steps, guidance_scale=guidance_scale))
+    training = training_images(taught, images, subject)
     base = ImageModel.load(baseline or taught.ref.card["base"]["name"])
     with (bar or _no_bar)(exam.pictures(subject=True) + exam.pictures(subject=False)) as on_step:
-        after = exam.draw(taught.components, taught.identifier, on_step)
+        after = exam.draw(taught.components, learned.identifier, on_step)
         before = exam.draw(base.components, None, on_step)
     scores = Judge(exam, training, judge_by, shipped_eye()).scores(before, after)
-    report = Report(_facts(taught, base, exam, judge_by), scores, exam, training, before, after)
+    report = Report(_facts(taught, learned, base, exam, judge_by), scores, exam, training, before, after)
     if out is not None:
         report.save(out)
     return report
@@ -179,57 +182,18 @@ def _no_bar(pictures: int) -> AbstractContextManager[OnStep]:
     return nullcontext(lambda step: None)
 
 
-def _class_noun(model: ImageModel) -> str:
-    noun = model.ref.card.get("class_noun")
-    if not noun or not model.identifier:
-        raise StudioloError(
-            "this model has learned no subject",
-            where=model.ref.name,
-            remedy="Name a taught model; `studiolo models list` shows them.",
-        )
-    return noun
-
-
-def training_images(
-    model: ImageModel, images: str | Path | Sequence[str | Path] | None = None
-) -> list[Image.Image]:
-    """The images that the model was taught with, checked by their hashes.
-
-    Raises:
-        StudioloError: they are not where the recipe says (or `images`), or they are others.
-    """
-    card = model.ref.card
-    size = model.components.image_size
-    remedy = "Say where the images lie now: --images DIR (images=DIR)."
-    try:
-        subject = load_subject(images or card["recipe"]["images"], card["class_noun"], min_size=size)
-    except StudioloError as error:
-        raise StudioloError(
-            f"the training images cannot be read: {error.message}", where=error.where, remedy=remedy
-        ) from error
-    missing = {image["sha256"] for image in card["data"]["images"]} - {
-        image.sha256 for image in subject.images
-    }
-    if missing:
-        raise StudioloError(
-            f"{len(missing)} of the training images are not there, or have changed",
-            where=model.ref.name,
-            remedy=remedy,
-        )
-    return [image.image for image in subject.images]
-
-
-def _facts(taught: ImageModel, base: ImageModel, exam: Exam, embedder: Embedder) -> dict[str, Any]:
+def _facts(
+    taught: ImageModel, learned: Learned, base: ImageModel, exam: Exam, embedder: Embedder
+) -> dict[str, Any]:
     """What was scored, and how."""
-    card = taught.ref.card
     return {
         "model": taught.ref.name,
         "fingerprint": taught.fingerprint,
         "base": base.ref.name,
         "base_fingerprint": base.fingerprint,
         "class_noun": exam.class_noun,
-        "identifier": taught.identifier,
-        "training_images": len(card["data"]["images"]),
+        "identifier": learned.identifier,
+        "training_images": len(learned.hashes),
         "embedder": embedder.name,
         "n": exam.n,
         "seed": exam.seed,
