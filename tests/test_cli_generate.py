@@ -99,3 +99,20 @@ def test_wrong_input_is_told(run, arguments, message):
     result = run("generate", *arguments)
     assert isinstance(result.exception, StudioloError)
     assert message in str(result.exception)
+
+
+def test_painting_within_a_mask_and_again(run, tmp_path):
+    photo = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+    photo.save("photo.png")
+    Image.new("L", (32, 32), 255).save("mask.png")
+    options = ["--init", "photo.png", "--mask", "mask.png", "--strength", "0.5", "--sampler", "heun"]
+    drawn = run("generate", "a fox", "--model", "tiny", "--steps", "4", *options, "--sigmas", "karras")
+    assert drawn.exit_code == 0, drawn.output
+    file = "pictures/000-seed0.png"
+    with Image.open(file) as image:
+        assert image.size == (32, 32)
+    missing = run("reproduce", file)
+    assert isinstance(missing.exception, StudioloError)
+    assert "--init FILE" in str(missing.exception)
+    again = run("reproduce", file, "--init", "photo.png", "--mask", "mask.png")
+    assert (again.exit_code, again.stdout) == (0, "identical\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from studiolo.cli.progress import drawing_bar
+from studiolo.diffusion.sampler_settings import NAMES, SamplerSettings
 from studiolo.errors import StudioloError
 
 if TYPE_CHECKING:
@@ -32,12 +33,32 @@ def generate(
     n: Annotated[int, typer.Option("-n", "--n", min=1, max=10_000, help="Pictures of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Picture i starts from the noise of seed + i.")] = 0,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What to keep away from.")] = "",
-    sampler: Annotated[
-        str, typer.Option(help="ddim, pndm, euler, euler_a, dpm++2m, dpm++2m_sde or unipc.")
-    ] = "ddim",
+    sampler: Annotated[str, typer.Option(help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]}.")] = "ddim",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option(help="How strongly to follow the prompt; 1 is unguided.")] = 5.0,
     eta: Annotated[float, typer.Option(help="Noise that ddim adds back, 0 to 1.")] = 0.0,
+    spacing: Annotated[
+        str | None, typer.Option(help="Of the steps: leading, trailing or linspace; else the model's own.")
+    ] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(help="Steps on noise levels instead: karras, exponential or beta (needs scipy)."),
+    ] = None,
+    guidance_rescale: Annotated[
+        float, typer.Option(help="Against too much contrast under strong guidance, 0 to 1.")
+    ] = 0.0,
+    guidance_from: Annotated[float, typer.Option(help="Part of the steps before guidance, 0 to 1.")] = 0.0,
+    guidance_until: Annotated[float, typer.Option(help="Part of the steps when it ends, 0 to 1.")] = 1.0,
+    init: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Begin from this picture and not from noise.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="How much of it to give up, above 0 to 1.")] = 0.6,
+    mask: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Paint only where this one is white.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option(help="Keep the pixels outside the mask exactly; else they are drawn again.")
+    ] = True,
     width: Annotated[int | None, typer.Option(help="Pixels; else as the model was trained.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; else as the model was trained.")] = None,
     from_file: Annotated[
@@ -50,7 +71,9 @@ def generate(
         "pictures"
     ),
     grid: Annotated[bool, typer.Option(help="Also make a contact sheet of several pictures.")] = True,
-    batch_size: Annotated[int, typer.Option(help="Pictures drawn at once, 1 to 128.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures drawn at once, 1 to 128; else what fits.")
+    ] = None,
     preview_every: Annotated[
         int,
         typer.Option(metavar="K", min=0, help="Show progress in DIR/preview.png every K steps; 0: never."),
@@ -66,14 +89,17 @@ def generate(
     """
     if (prompt is None) == (from_file is None):
         raise StudioloError("what to draw?", remedy="Give either a prompt or --from-file FILE.")
-    from studiolo.diffusion.samplers import SamplerSettings
     from studiolo.drawing.gallery import Gallery
+    from studiolo.drawing.given import give
     from studiolo.drawing.model import ImageModel
     from studiolo.drawing.prompts import PromptLine, read_prompt_file
 
     default = PromptLine(prompt or "", n, seed, negative)
     lines = read_prompt_file(from_file) if from_file else [default]
-    settings = SamplerSettings(sampler, steps, guidance, eta)
+    settings = SamplerSettings(
+        sampler, steps, guidance, eta, spacing, sigmas, guidance_rescale, guidance_from, guidance_until
+    )
+    given = give(init, mask, strength, keep)
     drawer = ImageModel.load(model, device, dtype)
     requests = [request for line in lines for request in _requests(drawer, line.or_else(default))]
     for note in drawer.notes(requests):
@@ -93,6 +119,7 @@ def generate(
             width=width,
             height=height,
             batch_size=batch_size,
+            given=given,
             on_step=on_step,
             on_picture=lambda _, picture: files.append(gallery.add(picture)),
         )

@@ -16,6 +16,10 @@ def reproduce(
     model: Annotated[
         str | None, typer.Option(help="Where its model is, if it is not registered under its name.")
     ] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="The picture that it began from.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="IMAGE", help="The mask that it had.")] = None,
 ) -> None:
     """Draw a picture again and say whether the file has the same bytes.
 
@@ -26,7 +30,7 @@ def reproduce(
     from studiolo.drawing.reproduction import reproduce as again
 
     with drawing_bar(len(read_provenance(file).batch)) as on_step:
-        result = again(file, model, on_step)
+        result = again(file, model, on_step, init=init, mask=mask)
     if out is not None:
         result.picture.save(out)
     if result.identical:

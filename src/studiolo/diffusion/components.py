@@ -152,13 +152,18 @@ class Components:
     def dtype(self) -> torch.dtype:
         return self.denoiser.dtype
 
+    @property
+    def size_unit(self) -> int:
+        """The sides of a picture are multiples of so many pixels."""
+        return self.vae_factor * self.denoiser.config.get("patch_size", 1)
+
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
         """(C, h, w) of the latents of an image of `height` x `width` pixels (default: `image_size`).
 
         Raises StudioloError when the denoiser takes no picture of such a side.
         """
         config = self.denoiser.config
-        unit = self.vae_factor * config.get("patch_size", 1)
+        unit = self.size_unit
         largest = unit * config.get("pos_embed_max_size", 1 << 20)
         sides = [self.image_size if side is None else side for side in (height, width)]
         for name, side in zip(("height", "width"), sides, strict=True):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from studiolo.diffusion.autoencoding import decode_latents
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.sampling import Step, decode_latents
+from studiolo.diffusion.sampling import Step
 from studiolo.drawing.model import Picture
 from studiolo.drawing.sheet import contact_sheet
 from studiolo.store.files import atomic_path

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,10 +14,20 @@ from pydantic import ValidationError
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import lost_text
-from studiolo.diffusion.samplers import SamplerSettings
+from studiolo.diffusion.packing import fitting_batch
+from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.sampling import OnStep, generate
+from studiolo.drawing.given import Given, Source, give
 from studiolo.drawing.prompts import fill_identifier
-from studiolo.drawing.provenance import MAX_BATCH, ModelTrace, Provenance, Request, this_machine, to_png
+from studiolo.drawing.provenance import (
+    MAX_BATCH,
+    GivenTrace,
+    ModelTrace,
+    Provenance,
+    Request,
+    this_machine,
+    to_png,
+)
 from studiolo.errors import StudioloError
 from studiolo.formats.opening import open_components
 from studiolo.models.registry import BASE_NAME, ModelRef, resolve
@@ -97,12 +108,19 @@ class ImageModel:
         eta: float = 0.0,
         width: int | None = None,
         height: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
+        init: Source | None = None,
+        mask: Source | None = None,
+        strength: float = 0.6,
+        keep: bool = True,
+        **more: Any,
     ) -> list[Picture]:
         """Draws `n` pictures of each prompt, from the seeds seed, seed + 1, ...; prompt by prompt.
 
-        `[V]` in a prompt stands for the subject. The other arguments are those of `SamplerSettings`; width
-        and height are in pixels (default: the size the model was trained on).
+        `[V]` in a prompt stands for the subject. width and height are in pixels (default: the size the model
+        was trained on, or that of `init`). `init` is a picture to begin from, `strength` how much of it to
+        give up, `mask` white where alone to paint; see `drawing.given.give`. The other arguments, also those
+        not named here, are those of `SamplerSettings`.
 
         Raises:
             StudioloError: a value out of range, or [V] with a model that was taught no subject.
@@ -111,8 +129,9 @@ class ImageModel:
         requests = [self.request(text, seed + i, negative_prompt) for text in prompts for i in range(n)]
         for note in self.notes(requests):
             warnings.warn(note, stacklevel=2)
-        settings = SamplerSettings(sampler, steps, guidance_scale, eta)
-        return self.draw(requests, settings, width=width, height=height, batch_size=batch_size)
+        settings = SamplerSettings(sampler, steps, guidance_scale, eta, **more)
+        given = give(init, mask, strength, keep)
+        return self.draw(requests, settings, width, height, batch_size, given)
 
     def request(self, prompt: str, seed: int = 0, negative_prompt: str = "") -> Request:
         """A checked request, its `[V]` filled in."""
@@ -141,23 +160,33 @@ class ImageModel:
         settings: SamplerSettings,
         width: int | None = None,
         height: int | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
+        given: Given | None = None,
         on_step: OnStep | None = None,
         on_picture: Callable[[int, Picture], None] | None = None,
     ) -> list[Picture]:
-        """Draws the requests in order, `batch_size` (at most 128) at a time.
+        """Draws the requests in order, `batch_size` (at most 128) at a time; default: what fits.
 
+        All begin from `given`, or from noise.
         `on_step` is called after every denoising step, `on_picture(i, picture)` when picture i is done.
         """
+        if given is not None and (width is None or height is None):
+            own = given.size_for(self.components)
+            width, height = width or own[0], height or own[1]
+        shape = self.components.latent_shape(height, width)
+        batch_size = fitting_batch(self.components, shape) if batch_size is None else batch_size
         if not 1 <= batch_size <= MAX_BATCH:
             raise StudioloError(
                 f"a batch of {batch_size} pictures", where="batch_size", remedy=f"Use 1 to {MAX_BATCH}."
             )
+        fitted = given.fitted(width, height) if given and width and height else None
         pictures: list[Picture] = []
 
         def keep(i: int, image: Image.Image) -> None:
-            start = i - i % batch_size
-            pictures.append(self._picture(image, settings, requests[start : start + batch_size], i - start))
+            first = i - i % batch_size
+            image = fitted.finished(image) if fitted else image
+            batch = requests[first : first + batch_size]
+            pictures.append(self._picture(image, settings, batch, i - first, given))
             if on_picture:
                 on_picture(i, pictures[-1])
 
@@ -170,13 +199,19 @@ class ImageModel:
             height=height,
             width=width,
             batch_size=batch_size,
+            start=fitted.start if fitted else None,
             on_step=on_step,
             on_picture=keep,
         )
         return pictures
 
     def _picture(
-        self, image: Image.Image, settings: SamplerSettings, batch: Sequence[Request], index: int
+        self,
+        image: Image.Image,
+        settings: SamplerSettings,
+        batch: Sequence[Request],
+        index: int,
+        given: Given | None,
     ) -> Picture:
         record = Provenance(
             settings=settings.as_dict(),
@@ -186,6 +221,7 @@ class ImageModel:
             index=index,
             model=self._trace(),
             machine=this_machine(self.components.device, self.components.dtype),
+            given=_given_trace(given),
         )
         return Picture(image, record)
 
@@ -199,6 +235,14 @@ class ImageModel:
             base=card.get("base"),
             data=[image["sha256"] for image in images],
         )
+
+
+def _given_trace(given: Given | None) -> GivenTrace | None:
+    if given is None:
+        return None
+    return GivenTrace(
+        image=given.image_sha256, mask=given.mask_sha256, strength=given.strength, keep=given.keep
+    )
 
 
 def load(

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from studiolo.diffusion.samplers import SamplerSettings
+from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.errors import StudioloError
 
 CHUNK = "studiolo"
@@ -24,6 +24,7 @@ _MAX_CHARACTERS = 1 << 20
 Text = Annotated[str, Field(max_length=2_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Side = Annotated[int, Field(ge=1, le=8192)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
@@ -43,7 +44,7 @@ class ModelTrace(_Record):
 
     name: Text
     kind: Text = "folder"
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Sha256
     base: dict[str, Any] | None = None
     data: list[Text] = []
 
@@ -62,6 +63,15 @@ class Machine(_Record):
     processor: Text
 
 
+class GivenTrace(_Record):
+    """The picture that this one began from, and its mask, by the SHA-256 of their files."""
+
+    image: Sha256
+    mask: Sha256 | None = None
+    strength: Annotated[float, Field(gt=0, le=1)]
+    keep: bool = True
+
+
 class Provenance(_Record):
     """The record in a picture's file.
 
@@ -76,6 +86,7 @@ class Provenance(_Record):
     index: Annotated[int, Field(ge=0)]
     model: ModelTrace
     machine: Machine
+    given: GivenTrace | None = Field(default=None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _index_within_batch(self) -> Provenance:
@@ -105,6 +116,7 @@ class Provenance(_Record):
             "CFG scale": settings.guidance_scale,
             "Seed": request.seed,
             "Size": f"{self.width}x{self.height}",
+            **({"Denoising strength": self.given.strength} if self.given else {}),
             "Model hash": self.model.fingerprint[:10],
             "Model": self.model.name,
             "Version": f"studiolo {self.machine.studiolo}",

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from studiolo.diffusion.sampling import OnStep
+from studiolo.drawing.given import Given, Source, give
 from studiolo.drawing.model import ImageModel, Picture
-from studiolo.drawing.provenance import Provenance, read_provenance
+from studiolo.drawing.provenance import GivenTrace, Provenance, read_provenance
 from studiolo.errors import StudioloError
 from studiolo.models.registry import list_models
 from studiolo.store.files import sha256_bytes, sha256_file
@@ -33,16 +34,26 @@ class Reproduction:
     changes: list[str]
 
 
-def reproduce(path: str | Path, model: str | None = None, on_step: OnStep | None = None) -> Reproduction:
+def reproduce(
+    path: str | Path,
+    model: str | None = None,
+    on_step: OnStep | None = None,
+    *,
+    init: Source | None = None,
+    mask: Source | None = None,
+) -> Reproduction:
     """Draws the picture in `path` again, with its batch, settings and number of threads; compares the files.
 
     `model` says where a model lies that the registry does not know under the recorded name: a file alone
-    makes nothing be opened or fetched that was not registered here.
+    makes nothing be opened or fetched that was not registered here. `init` and `mask` are the picture that it
+    began from and its mask, where it began from one.
 
     Raises:
-        StudioloError: the file has no record, its model is not here, or has other weights than it had.
+        StudioloError: the file has no record, its model is not here, or has other weights than it had; the
+            picture that it began from is not given, or is another.
     """
     record = read_provenance(path)
+    given = _given(record.given, init, mask, path)
     drawer = _load(record, model, path)
     with _threads(record.machine.threads):
         pictures = drawer.draw(
@@ -51,6 +62,7 @@ def reproduce(path: str | Path, model: str | None = None, on_step: OnStep | None
             width=record.width,
             height=record.height,
             batch_size=len(record.batch),
+            given=given,
             on_step=on_step,
         )
     again = pictures[record.index]
@@ -58,6 +70,28 @@ def reproduce(path: str | Path, model: str | None = None, on_step: OnStep | None
     picture = replace(again, record=again.record.model_copy(update={"model": record.model}))
     identical = sha256_bytes(picture.png()) == sha256_file(path)
     return Reproduction(picture, identical, _difference(picture, path), _changes(record, picture.record))
+
+
+def _given(
+    trace: GivenTrace | None, init: Source | None, mask: Source | None, path: str | Path
+) -> Given | None:
+    """What the picture began from, if it is what `trace` says."""
+    if trace is None:
+        if init is not None or mask is not None:
+            raise StudioloError("it did not begin from a picture", where=path, remedy="Leave out --init.")
+        return None
+    given = give(init, mask, trace.strength, trace.keep)
+    found = (given.image_sha256, given.mask_sha256) if given else (None, None)
+    for name, was, now in zip(("init", "mask"), (trace.image, trace.mask), found, strict=True):
+        if now != was:
+            what = "a picture" if name == "init" else "a mask"
+            told = f"with SHA-256 {was[:12]}..." if was else "none"
+            raise StudioloError(
+                f"it was drawn from {what} {told}" + (f", this one has {now[:12]}..." if now else ""),
+                where=path,
+                remedy=f"Give that file: --{name} FILE." if was else f"Leave out --{name}.",
+            )
+    return given
 
 
 def _load(record: Provenance, model: str | None, path: str | Path) -> ImageModel:
