@@ -154,6 +154,10 @@ def _prompt_of(request: Request) -> str:
 def _native(folder: Path) -> tuple[int, int]:
     """The side of the pictures that a model was taught with, and what every side is a multiple of, in pixels
     (`diffusion.components.Components`, without loading it)."""
+    if not (folder / "unet").is_dir():  # a single file, an adapter, another family: it takes torch to tell
+        from studiolo.formats.opening import native_size
+
+        return native_size(folder)
     unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
     vae = json.loads((folder / "vae" / "config.json").read_text("utf-8"))
     unit = 2 ** (len(vae["block_out_channels"]) - 1)
