@@ -25,7 +25,6 @@ from studiolo.server.pool import ModelInfo
 from studiolo.server.settings import Settings
 from studiolo.server.starting import bind, open_studio
 from studiolo.server.studio import Studio
-from tiny import tiny_folder
 
 T = TypeVar("T")
 
@@ -118,6 +117,8 @@ def running(studio: Studio, *routers: APIRouter) -> Iterator[tuple[uvicorn.Serve
 
 def painter(folder: Path, name: str = TINY) -> str:
     """A tiny model that draws, in the registry of this home; its name."""
+    from tiny import tiny_folder  # takes seconds to import
+
     registry.register(tiny_folder(folder), name)
     return name
 

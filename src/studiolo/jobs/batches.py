@@ -35,6 +35,9 @@ Answer = Callable[[str, dict[str, Any], str | None], Awaitable[dict[str, Any]]]
 Beside it, "usage" may hold the fields of `Usage` and "model" who answered, for the accounting; they are not
 kept with the answer. It raises what may be tried again (an error with `retry`)."""
 
+Charge = Callable[[sa.Connection, str | None, str, Usage, float], None]
+"""(connection, owner, model, usage, dollars)"""
+
 INLINE, FILES = timedelta(hours=48), timedelta(days=30)
 """How long results are kept, of batches that were given their items, and a file of them."""
 
@@ -60,6 +63,8 @@ class Batches:
         tries: how often an item is asked again after an error that may pass.
         lives: how often an item may be begun in all; one that ends the process each time is given up then.
         price: of a model, where it has one.
+        charge: writes what an item took on its owner's account, in the transaction that keeps its answer:
+            an item that is computed again after a crash is charged once.
         clock, sleep: time, for tests.
 
     Attributes:
@@ -77,6 +82,7 @@ class Batches:
         tries: int = 5,
         lives: int = 20,
         price: Callable[[str], Price | None] = lambda model: None,
+        charge: Charge = lambda *_: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -86,7 +92,7 @@ class Batches:
         self._concurrency = concurrency
         # By model: pictures, which come one by one, hold up no batch of words.
         self._slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(concurrency))
-        self._tries, self._lives, self._price = tries, lives, price
+        self._tries, self._lives, self._price, self._charge = tries, lives, price, charge
         self._clock, self._sleep = clock, sleep
         self._cancels: dict[str, asyncio.Event] = {}
         queue.carry(KIND, self._run, _AT_ONCE)
@@ -261,11 +267,17 @@ class Batches:
             raise
         answer = dict(answer)
         usage = Usage.model_validate(answer.pop("usage", None) or {})
-        dollars = self._dollars(answer.pop("model", None) or record.model, usage)
-        failed = "error" in answer
+        model = answer.pop("model", None) or record.model
+        dollars, failed = self._dollars(model, usage), "error" in answer
+
+        def charge(connection: sa.Connection) -> None:
+            if not failed:
+                self._charge(connection, record.owner, model, usage, dollars)
+
         await asyncio.to_thread(
-            self._table.record, record.id, number, answer, failed=failed, usage=usage, dollars=dollars
-        )
+            self._table.record,
+            record.id, number, answer, failed=failed, usage=usage, dollars=dollars, beside=charge,
+        )  # fmt: skip
 
     async def _asked(self, record: BatchRecord, item: Item) -> dict[str, Any]:
         """The answer, asked for again after errors that may pass; at last the error."""

@@ -256,8 +256,12 @@ class BatchTable:
         failed: bool,
         usage: Usage,
         dollars: float,
+        beside: Callable[[sa.Connection], None] = lambda _: None,
     ) -> bool:
-        """Keeps an answer and counts it, in one transaction, unless there is one; whether it was kept."""
+        """Keeps an answer and counts it, in one transaction, unless there is one; whether it was kept.
+
+        `beside` writes what others keep of it, in the same transaction.
+        """
         mine = (ITEMS.c.batch == identity, ITEMS.c.number == number, ITEMS.c.failed.is_(None))
         counted = {name: BATCHES.c[name] + getattr(usage, name) for name in _TOKENS if getattr(usage, name)}
         counted |= {"failed": BATCHES.c.failed + 1} if failed else {"done": BATCHES.c.done + 1}
@@ -268,6 +272,7 @@ class BatchTable:
             if not connection.execute(kept).rowcount:
                 return False
             connection.execute(BATCHES.update().where(BATCHES.c.id == identity).values(counted))
+            beside(connection)
         return True
 
     def results(self, identity: str, page: int = 200) -> Iterator[ItemResult]:

@@ -184,15 +184,18 @@ class KeyStore:
 
     def record(self, entries: Iterable[Entry]) -> None:
         """Adds to the accounts, all or none of them."""
+        with self._database.begin() as connection:
+            # In one order, so that two processes never wait for each other.
+            for entry in sorted(entries, key=lambda entry: (entry.key, entry.model, entry.batch)):
+                self.add(connection, entry)
+
+    def add(self, connection: sa.Connection, entry: Entry) -> None:
+        """Adds to an account, in a transaction of the caller's."""
         make: Any = sqlite.insert if self._database.is_sqlite else postgresql.insert
         insert = make(_spending)
         added = {name: _spending.c[name] + insert.excluded[name] for name in (*_COUNTS, "dollars")}
         place = [_spending.c.key, _spending.c.day, _spending.c.model, _spending.c.batch]
-        with self._database.begin() as connection:
-            for entry in entries:
-                connection.execute(
-                    insert.on_conflict_do_update(index_elements=place, set_=added), _row(entry)
-                )
+        connection.execute(insert.on_conflict_do_update(index_elements=place, set_=added), _row(entry))
 
     def _change(self, key: Key, **values: Any) -> None:
         with self._database.begin() as connection:

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import sqlalchemy as sa
+
 from studiolo.language.conversation import Usage
 from studiolo.language.errors import RateLimitError
 from studiolo.language.limits import Bucket, Clock, RealClock
@@ -114,18 +116,28 @@ class Keys:
         finally:
             meter.running -= 1
 
-    async def spent(
-        self, caller: Caller, model: str, usage: Usage, dollars: float, *, batch: bool = False
-    ) -> None:
+    async def spent(self, caller: Caller, model: str, usage: Usage, dollars: float) -> None:
         """Writes down what an answer took. It counts at once, and is on the disk soon after (see `flush`)."""
-        if caller.key_id is not None and (meter := self._meters.get(caller.key_id)):
+        if meter := self._meters.get(caller.key_id or ""):
             meter.dollars += dollars
-            if meter.tokens:
-                meter.tokens.take(usage.total)
-        moment = self.store.clock()
-        self._entries.append(Entry(caller.key_id or "", moment, model, usage, dollars, batch))
+        self.took(caller, usage)
+        self._entries.append(Entry(caller.key_id or "", self.store.clock(), model, usage, dollars))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
+
+    def took(self, caller: Caller, usage: Usage) -> None:
+        """Counts tokens against those that the key may have a minute, and nothing else."""
+        meter = self._meters.get(caller.key_id or "")
+        if meter is not None and meter.tokens:
+            meter.tokens.take(usage.total)
+
+    def charge_item(
+        self, connection: sa.Connection, owner: str | None, model: str, usage: Usage, dollars: float
+    ) -> None:
+        """Writes down what an item of a batch took, in the transaction that keeps its answer: one that is
+        computed again is charged once. From a thread; what a key may spend hears of it within `FRESH`."""
+        entry = Entry(owner or "", self.store.clock(), model.partition("+")[0], usage, dollars, batch=True)
+        self.store.add(connection, entry)
 
     async def flush(self) -> None:
         """Brings all that was spent to the disk now."""

@@ -53,8 +53,9 @@ def dollars_of(model: str, usage: Usage, *, batch: bool = False) -> float:
 
 
 def price_of(model: str) -> Price | None:
-    """The price of a model that has one."""
-    known = catalog().models.get(model)
+    """The price of a model that has one; that of "CHAT+DRAWING" is the chat model's."""
+    models = catalog().models
+    known = models.get(model) or models.get(model.partition("+")[0])
     return known.routes[0].price if known else None
 
 

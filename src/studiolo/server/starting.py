@@ -16,6 +16,7 @@ from studiolo.jobs.artist import Artist
 from studiolo.jobs.batches import Batches
 from studiolo.jobs.queue import Queue
 from studiolo.jobs.room import Room
+from studiolo.jobs.sharing import Sharing
 from studiolo.jobs.tunings import Tunings
 from studiolo.language import opening
 from studiolo.language.caching.contexts import Contexts
@@ -54,7 +55,8 @@ def open_studio(
     database, metrics = Database(settings.database_url), Metrics()
     contexts = Contexts(settings.data / "contexts")
     studio: Studio
-    artist = Artist(memory=settings.memory)
+    sharing = Sharing()
+    artist = Artist(memory=settings.memory, sharing=sharing)
     engines = EnginePool(
         models or shelf.models,
         open_engine or opening.opened,
@@ -65,17 +67,20 @@ def open_studio(
         draws=lambda engine, name: Drawing(engine, _subject(artist, metrics, name)),
     )
     room, queue = Room(), Queue(database, poll=poll)
-    batches = Batches(database, queue, room, price=shelf.price_of)
+    keys = Keys(KeyStore(database), needed=not settings.is_loopback)
+    batches = Batches(
+        database, queue, room, price=lambda model: shelf.price_of(model), charge=keys.charge_item
+    )
     files = Uploads(
         database, settings.data / "files", largest=settings.largest_file, total=settings.all_files
     )
-    tunings = Tunings(database, queue, files, folder=settings.data / "tunings", every=poll)
+    tunings = Tunings(database, queue, files, folder=settings.data / "tunings", sharing=sharing, every=poll)
     studio = Studio(
         settings=settings,
         database=database,
         engines=engines,
         contexts=contexts,
-        keys=Keys(KeyStore(database), needed=not settings.is_loopback),
+        keys=keys,
         files=files,
         metrics=metrics,
         room=room,

@@ -61,7 +61,8 @@ class Studio:
     async def account(self, caller: Caller, model: str, usage: Usage, *, batch: bool = False) -> float:
         """Writes down what an answer took: for the key's limits, the access log and the metrics.
 
-        Call it once an answer, when its usage is known, also when the client has gone by then.
+        Call it once an answer, when its usage is known, also when the client has gone by then. What an item
+        of a `batch` took is on its key's account together with its answer (`Keys.charge_item`).
 
         Returns:
             its price in US dollars; 0 for models without one.
@@ -71,7 +72,10 @@ class Studio:
         self.metrics.used(name, usage, dollars)
         if (entry := current()) is not None:
             entry.usage, entry.dollars = usage, entry.dollars + dollars
-        await self.keys.spent(caller, name, usage, dollars, batch=batch)
+        if batch:
+            self.keys.took(caller, usage)
+        else:
+            await self.keys.spent(caller, name, usage, dollars)
         return dollars
 
     async def open(self) -> None:
