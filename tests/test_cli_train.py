@@ -65,6 +65,24 @@ def test_stop_and_resume(given, tmp_path):
     assert [row[0] for row in rows(run)] == ["1", "2", "3"]
 
 
+def test_several_subjects(tmp_path):
+    made = lesson(tmp_path / "lesson")
+    given = ["--name", "pair", "--base", str(made["base"]), "--set", "steps=1", *QUICK]
+    subjects = [
+        f"--subject={name}={noun}:{made['images']}" for name, noun in (("vix", "fox"), ("rex", "dog"))
+    ]
+    done = CliRunner().invoke(app, ["train", *subjects, *given, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert '"a [vix] fox and a [rex] dog" --model pair' in done.output
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert [(one["name"], one["class_noun"]) for one in recipe["subjects"]] == [
+        ("vix", "fox"),
+        ("rex", "dog"),
+    ]
+    wrong = CliRunner().invoke(app, ["train", "--subject", "rex=dog", *given])
+    assert "NAME=NOUN:PATH" in str(wrong.exception)
+
+
 def test_options_stand_above_settings_and_settings_above_the_file(given, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("steps: 9\nseed: 5\nidentifier: abc\n")

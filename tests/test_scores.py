@@ -299,7 +299,7 @@ def test_the_table_scores_the_checkpoints_of_one_run(table, taught, tmp_path):
     table.write(tmp_path, [plain, prior])
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert f"{drift[2]:.2f} ± 0.00" in text
-    assert text.count("\n| yes |") == text.count("\n| no |") == 3
+    assert text.count("\n| images |") == text.count("\n| none |") == 3
 
 
 def test_a_checkpoint_of_the_last_step_is_the_exported_model(table, taught, tmp_path):

@@ -24,6 +24,14 @@ def train(
         Text, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
     ] = None,
     name: Annotated[Text, typer.Option(metavar="NAME", help="A name for the taught model.")] = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subject",
+            metavar="NAME=NOUN:PATH",
+            help="One of several subjects, in place of IMAGES and --class: rex=dog:photos/rex. Repeatable.",
+        ),
+    ] = None,
     base: Annotated[
         Text,
         typer.Option(metavar="MODEL", help="Start from this name, folder or hub id (studiolo-base)."),
@@ -71,13 +79,15 @@ def train(
     from studiolo.evaluation import training
 
     chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
+    if subjects:
+        chosen = chosen.with_values({"subjects": [_subject(text) for text in subjects]})
     if identifier is not None:
         chosen = chosen.with_values({"identifier": identifier})
     try:
         if resume is None:
             training.train(images, class_noun, name, base, chosen, out, replace=replace)
             return
-        if images or class_noun or name or base or recipe or settings or identifier or out:
+        if images or class_noun or name or base or recipe or settings or identifier or out or subjects:
             raise StudioloError(
                 "a resumed run has its images and settings already", remedy="Give --resume RUN alone."
             )
@@ -85,3 +95,14 @@ def train(
     except Interrupted as stopped:
         typer.echo(f"\n{stopped}", err=True)
         raise typer.Exit(128 + stopped.signum) from None
+
+
+def _subject(text: str) -> dict[str, str]:
+    """One of several subjects, of NAME=NOUN:PATH."""
+    name, equals, rest = text.partition("=")
+    noun, colon, path = rest.partition(":")
+    if not (equals and colon and path):
+        raise StudioloError(
+            "a subject has the form NAME=NOUN:PATH", where=f"--subject {text}", remedy="rex=dog:photos/rex"
+        )
+    return {"name": name, "class_noun": noun, "images": path}

@@ -47,7 +47,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """Shows a bar for `task`, of which `done` of `total` units lie behind."""
