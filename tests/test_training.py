@@ -20,8 +20,9 @@ from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth import callbacks, prior
 from studiolo.dreambooth.prior import ClassImageMaker
 from studiolo.dreambooth.progress import Display
+from studiolo.dreambooth.rates import check_rate
 from studiolo.dreambooth.recipe import Recipe
-from studiolo.dreambooth.trainer import Interrupted, check_rate, resume, train
+from studiolo.dreambooth.trainer import Interrupted, resume, train
 from studiolo.errors import StudioloError
 from studiolo.formats.diffusers_folder import load_components
 from studiolo.models.registry import resolve
@@ -341,7 +342,9 @@ def test_a_used_run_folder_is_refused(unbroken, given):
 
 
 def test_rates_that_destroy_large_models_are_refused():
-    with pytest.raises(StudioloError, match="learning_rate=2e-6"):
-        check_rate(Recipe(), 860_000_000)
-    check_rate(Recipe(), 12_500_000)
+    with pytest.raises(StudioloError, match="about 2e-6"):
+        check_rate(Recipe(learning_rate=4e-4), 860_000_000)
+    check_rate(Recipe(learning_rate=4e-4), 12_500_000)
+    check_rate(Recipe(learning_rate=4e-4, adapter={"kind": "lora"}), 860_000_000)
     check_rate(Recipe(learning_rate=2e-6), 860_000_000)
+    check_rate(Recipe(), 860_000_000)

@@ -47,6 +47,11 @@ class Family(Protocol):
         """Token ids, int64 [B, L] for each text encoder, to the conditioning of B prompts; differentiable."""
         ...
 
+    def unread(self, text_encoders: Sequence[Any]) -> list[Any]:
+        """Parts of the text encoders that come after the last states that `encode` reads: no gradient
+        reaches them."""
+        ...
+
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
@@ -86,6 +91,9 @@ class StableDiffusion:
         # The U-Net was trained on normalised states: an earlier layer goes through the last layer's norm.
         return Conditioning(encoder.final_layer_norm(states[-1 - self.clip_skip]))
 
+    def unread(self, text_encoders: Sequence[Any]) -> list[Any]:
+        return _last_layers(text_encoders[0], self.clip_skip)
+
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
@@ -118,6 +126,10 @@ class StableDiffusionXL:
     def encode(self, text_encoders: Iterable[Any], ids: Sequence[torch.Tensor]) -> Conditioning:
         tokens, pooled = _penultimate(text_encoders, ids, self.clip_skip)
         return Conditioning(tokens, pooled[-1])
+
+    def unread(self, text_encoders: Sequence[Any]) -> list[Any]:
+        first = text_encoders[0]  # the second one's last layer is what its projection reads
+        return [*_last_layers(first, 1 + self.clip_skip), first.final_layer_norm]
 
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
@@ -166,6 +178,9 @@ class StableDiffusion3:
             long = clip.new_zeros(len(clip), self.length, self.width)
         return Conditioning(torch.cat([clip, long], dim=1), torch.cat(pooled, dim=1))
 
+    def unread(self, text_encoders: Sequence[Any]) -> list[Any]:
+        return []  # both projections read the last layer
+
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
@@ -178,6 +193,11 @@ class StableDiffusion3:
 
     def sizes(self, height: int, width: int) -> torch.Tensor | None:
         return None
+
+
+def _last_layers(encoder: Any, count: int) -> list[Any]:
+    layers = list(encoder.encoder.layers)
+    return layers[len(layers) - count :]
 
 
 def _penultimate(

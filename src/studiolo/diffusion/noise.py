@@ -46,6 +46,14 @@ def counter_integers(high: int, seed: int, stream: str, counters: Sequence[int])
     return torch.tensor([int(_philox(seed, stream, k).integers(high)) for k in counters], dtype=torch.int64)
 
 
+def counter_logit_normal(
+    mean: float, deviation: float, seed: int, stream: str, counters: Sequence[int]
+) -> torch.Tensor:
+    """Numbers in (0, 1) whose logits are N(mean, deviation^2) (Esser et al. 2024, eq. 19), float32 [B]:
+    element i is a function of (seed, stream, counters[i])."""
+    return torch.sigmoid(mean + deviation * counter_noise((1,), seed, stream, counters)[:, 0])
+
+
 def _philox(seed: int, stream: str, counter: int) -> np.random.Generator:
     key = hashlib.sha256(f"{seed}\n{stream}".encode()).digest()[:16]
     # The low 128 bits count the draws within one counter, the high 128 bits are ours.

@@ -6,6 +6,8 @@ schedule's, snr = alpha^2 / sigma^2. Latents and noise are [B, C, h, w], timeste
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from studiolo.diffusion.components import NoiseSchedule
@@ -71,6 +73,24 @@ def snr_weights(schedule: NoiseSchedule, timesteps: torch.Tensor, gamma: float) 
     if schedule.prediction_type == "flow":
         return snr.clamp(max=gamma) * sigma**2
     raise _unknown(schedule)
+
+
+def flow_weights(schedule: NoiseSchedule, timesteps: torch.Tensor, weighting: str) -> torch.Tensor | None:
+    """Weights of a flow's loss, float32 [B]: "sigma_sqrt" 1 / sigma^2, "cosmap" 2 / (pi (1 - 2 sigma + 2
+    sigma^2)) (Esser et al. 2024, section 3.1 and eq. 21), as diffusers has them; "none" is None.
+
+    Raises StudioloError for a model that is no flow.
+    """
+    if weighting == "none":
+        return None
+    if schedule.prediction_type != "flow":
+        raise StudioloError(
+            f"{weighting} weighs the loss of flow models, and this model is none",
+            where="noise_levels.weighting",
+            remedy="Use none; min-SNR weights (snr_gamma) are for all models.",
+        )
+    _, sigma = schedule.alpha_sigma(timesteps)
+    return sigma**-2 if weighting == "sigma_sqrt" else 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
 
 
 def per_sample_loss(

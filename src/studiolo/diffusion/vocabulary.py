@@ -11,11 +11,6 @@ from transformers import CLIPTokenizer
 from studiolo.diffusion.components import Components
 
 
-def words_of(word: str, count: int) -> list[str]:
-    """The words that stand together for one thing when it has `count` vectors: zwx, zwx1, zwx2, ..."""
-    return [word, *(f"{word}{i}" for i in range(1, count))]
-
-
 def token_ids(tokenizer: Any, text: str) -> list[int]:
     """The tokens of `text` without those of its beginning and end."""
     return tokenizer(text, add_special_tokens=False).input_ids

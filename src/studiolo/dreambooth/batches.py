@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from studiolo.diffusion.noise import counter_integers, counter_noise
+from studiolo.diffusion.noise import counter_integers, counter_logit_normal, counter_noise
 from studiolo.dreambooth.examples import Draw
 from studiolo.dreambooth.recipe import Recipe
 
@@ -77,7 +77,7 @@ class Half:
         if noise is None:
             noise = self._noise(tuple(drawn.latents.shape[1:]), recipe, counters)
         if timesteps is None:
-            timesteps = counter_integers(num_steps, recipe.seed, f"{self.stream}/timestep", counters)
+            timesteps = _levels(recipe, num_steps, f"{self.stream}/timestep", counters)
         prompts = self.prompts[drawn.image_index % len(self.prompts)]
         return HalfBatch(drawn.latents, noise, timesteps, prompts, drawn.masks, drawn.sizes)
 
@@ -87,6 +87,15 @@ class Half:
             offset = counter_noise((shape[0], 1, 1), recipe.seed, f"{self.stream}/offset", counters)
             noise = noise + recipe.offset_noise * offset
         return noise
+
+
+def _levels(recipe: Recipe, num_steps: int, stream: str, counters: Sequence[int]) -> torch.Tensor:
+    """The noise level of each example, int64 [B] in [0, num_steps)."""
+    chosen = recipe.noise_levels
+    if chosen.density != "logit-normal":
+        return counter_integers(num_steps, recipe.seed, stream, counters)
+    part = counter_logit_normal(chosen.mean, chosen.deviation, recipe.seed, stream, counters)
+    return (part * num_steps).long().clamp(max=num_steps - 1)
 
 
 class Batches:

@@ -18,6 +18,7 @@ from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.trackers import Tracker
 from studiolo.store.files import atomic_path
+from studiolo.training.optimizers import found_rate
 from studiolo.training.steps import MovingAverage, StepCallback, evaluating
 
 
@@ -42,7 +43,9 @@ class Recorder(StepCallback):
         self._losses.clear()
         if not trainer.is_global_zero:
             return
-        record = StepRecord.of(self.recipe, step, losses.tolist(), float(module.grad_norm), self._clock())
+        rate = found_rate(trainer.optimizers[0])
+        norm = float(module.grad_norm)
+        record = StepRecord.of(self.recipe, step, losses.tolist(), norm, self._clock(), rate)
         self._file.append(record)
         for tracker in self.trackers:
             tracker.scalars(step, record.scalars())

@@ -14,6 +14,8 @@ from studiolo.diffusion.components import Components
 from studiolo.dreambooth.batches import Batches, Examples, Half
 from studiolo.dreambooth.buckets import Buckets, bucket_shapes, nearest_shape
 from studiolo.dreambooth.examples import Draw, ExampleSet, LatentEncoder
+from studiolo.dreambooth.identifier import take_identifier
+from studiolo.dreambooth.parts import TokenIds
 from studiolo.dreambooth.prior import ClassExamples, ClassImageMaker
 from studiolo.dreambooth.recipe import Recipe, fill
 from studiolo.dreambooth.subject import InstanceImage, Subject
@@ -22,11 +24,22 @@ from studiolo.dreambooth.transforms import Size, Transform
 
 @dataclass(frozen=True)
 class Taught:
-    """One subject of a run: [NAME] in prompts, its checked images and class, its word."""
+    """One subject of a run: [NAME] in prompts, its checked images and class, what stands for it."""
 
     name: str
     subject: Subject
     identifier: str
+    """A word, or several: one for each of its vectors (diffusion/words.py)."""
+
+    @property
+    def word(self) -> str:
+        """The first of them, which the others follow from."""
+        return self.identifier.split()[0]
+
+    def take_words(self, components: Components) -> list[TokenIds]:
+        """The token of each of its words, added to `components` where they are none yet."""
+        noun = self.subject.class_noun
+        return [take_identifier(components, word, noun).token_ids for word in self.identifier.split()]
 
     def caption(self, template: str) -> str:
         """A prompt with the class noun and the identifier in place."""

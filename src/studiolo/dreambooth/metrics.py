@@ -38,21 +38,28 @@ class StepRecord:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, step: int, losses: list[float], grad_norm: float, seconds: float
+        cls,
+        recipe: Recipe,
+        step: int,
+        losses: list[float],
+        grad_norm: float,
+        seconds: float,
+        rate: float = 1.0,
     ) -> StepRecord:
+        """`rate` is what the recipe's rates are factors of: what prodigy has found."""
         instance, prior = losses
         images = recipe.batch_size + (recipe.class_batch_size or recipe.batch_size) * (
             recipe.prior_weight > 0
         )
         images *= recipe.accumulate * recipe.devices * recipe.num_nodes
-        factor = recipe.rate_factor(step - 1)
+        factor = rate * recipe.rate_factor(step - 1)
         return cls(
             step=step,
             loss_instance=instance,
             loss_prior=prior,
             loss=instance + recipe.prior_weight * prior,
-            lr=factor * recipe.learning_rate * recipe.train_unet,
-            lr_text=factor * recipe.text_learning_rate * recipe.text_trains_at(step - 1),
+            lr=factor * (recipe.learning_rate or 0) * recipe.unet_trains_at(step - 1),
+            lr_text=factor * (recipe.text_learning_rate or 0) * recipe.text_trains_at(step - 1),
             grad_norm=grad_norm,
             images_per_second=round(images / seconds, 3),
             memory_mb=round(peak_memory_mb(), 1),

@@ -11,6 +11,7 @@ import torch
 from studiolo.diffusion.adapters import AdapterSettings, inject
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.token_vectors import TokenVectors
+from studiolo.dreambooth.rates import rates
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.training.optimizers import ParameterGroup
 
@@ -62,8 +63,10 @@ def choose_parts(components: Components, recipe: Recipe, tokens: Sequence[TokenI
         components.denoiser.requires_grad_(recipe.train_unet)
         for encoder in encoders:
             encoder.requires_grad_(recipe.train_text_encoder)
+    for part in components.family.unread(components.text_encoders):
+        part.requires_grad_(False)
     vectors = _token_vectors(encoders, tokens) if recipe.train_token_embedding else []
-    rate, text_rate = recipe.learning_rate, recipe.text_learning_rate
+    rate, text_rate = rates(recipe, components)
     decay = recipe.weight_decay
     groups = [
         ParameterGroup("unet", _trained([components.denoiser]), rate, decay),

@@ -15,6 +15,7 @@ from studiolo.diffusion.conditioning import Conditioning, tokenize
 from studiolo.diffusion.objective import (
     add_noise,
     dreambooth_loss,
+    flow_weights,
     per_sample_loss,
     prediction_target,
     snr_weights,
@@ -65,7 +66,7 @@ class Personalization(pl.LightningModule):
 
     def _arrange(self) -> None:
         """How the networks compute, as the recipe wants it: nothing of it changes what they compute."""
-        denoiser, encoders = self.denoiser, self.text_encoders
+        denoiser, encoders = self.denoiser, list[Any](self.text_encoders)
         if self.recipe.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
             for encoder in encoders:
@@ -120,6 +121,9 @@ class Personalization(pl.LightningModule):
     ) -> torch.Tensor:
         """The loss of each example of a half, float32 [B]."""
         target = prediction_target(self.schedule, half.latents, half.noise, half.timesteps)
+        levels = flow_weights(self.schedule, half.timesteps, self.recipe.noise_levels.weighting)
+        if levels is not None:
+            weights = levels if weights is None else levels * weights
         return per_sample_loss(prediction, target, weights, half.masks)
 
     def _text(self, prompts: torch.Tensor) -> Conditioning:

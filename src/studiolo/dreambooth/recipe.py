@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from studiolo.diffusion.words import words_of
 from studiolo.dreambooth.recipe_group import Group, Many, Sampler
+from studiolo.dreambooth.recipe_noise import NoiseLevels
 from studiolo.dreambooth.recipe_parts import AdapterChoice, check_parts
 from studiolo.dreambooth.recipe_prior import ClassImages, ClassPredictions
 from studiolo.dreambooth.recipe_scores import ScoreSettings
@@ -112,6 +114,12 @@ class Recipe(Group):
     )
     accumulate: int = Field(1, ge=1, le=4096, description="Micro-batches an optimizer step.")
 
+    clip_skip: int | None = Field(
+        None,
+        ge=0,
+        le=11,
+        description="Last layers of CLIP that are left out, as diffusers counts them. null: the base's own.",
+    )
     train_unet: bool = Field(True, description="Train the denoiser, whole or by adapters.")
     train_text_encoder: bool = Field(
         True, description="Train the (CLIP) text encoders, whole or by adapters."
@@ -139,12 +147,15 @@ class Recipe(Group):
         description="adamw; adamw8bit: its moments in 8 bits; adafactor: rows and columns of them; prodigy: "
         "finds the rate by itself.",
     )
-    learning_rate: Rate = Field(
-        4e-4, description="AdamW's rate for the U-Net, at its highest. Large models take about 2e-6."
+    learning_rate: Rate | None = Field(
+        None,
+        description="The optimizer's rate for the denoiser, at its highest. null: what suits the model: 4e-4 "
+        "for small ones, 2e-6 for large ones, 1e-4 for their adapters.",
     )
-    text_learning_rate: Rate = Field(
-        4e-5, description="The same for the text encoder or the token embedding."
+    text_learning_rate: Rate | None = Field(
+        None, description="The same for the text encoders or the token embedding."
     )
+    rate_multiplier: float = Field(1.0, gt=0, le=1000, description="Of the rates that are null.")
     lr_schedule: ScheduleName = Field(
         "linear",
         description="How the rates fall after the warm-up, to 0 at the last step: constant (not at all), "
@@ -160,6 +171,7 @@ class Recipe(Group):
         1.0, gt=0, description="Largest norm of all gradients together. null: no limit."
     )
 
+    noise_levels: NoiseLevels = Field(NoiseLevels(), description="At which noise levels the model is taught.")
     snr_gamma: float | None = Field(
         None,
         gt=0,
@@ -317,8 +329,13 @@ class Recipe(Group):
         of_one = self.model_dump(include={"images", "class_noun", "identifier", "captions", "masks"})
         return (SubjectSettings(name="V", **of_one),)
 
+    @property
+    def phrase(self) -> str | None:
+        """What [V] stands for: the identifier, as many words as it has vectors."""
+        return None if self.identifier is None else " ".join(words_of(self.identifier, self.token_vectors))
+
     def rate_factor(self, step: int) -> float:
-        """The part in [0, 1] of the highest learning rate that optimizer step `step` (from 0) is taken with."""
+        """The part in [0, 1] of the highest rate that optimizer step `step` (from 0) is taken with."""
         return rate_factor(
             self.lr_schedule,
             step,
@@ -327,6 +344,10 @@ class Recipe(Group):
             cycles=self.lr_cycles,
             power=self.lr_power,
         )
+
+    def unet_trains_at(self, step: int) -> bool:
+        """Whether optimizer step `step` (from 0) moves the denoiser, or adapters in it."""
+        return self.train_unet and step >= self.unet_start_step
 
     def text_trains_at(self, step: int) -> bool:
         """Whether optimizer step `step` (from 0) moves the text encoder or the token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import studiolo
 from studiolo.diffusion.components import Components
 from studiolo.dreambooth.batches import Examples
 from studiolo.dreambooth.callbacks import PreviewPainter, Recorder
-from studiolo.dreambooth.identifier import take_identifier
 from studiolo.dreambooth.material import Material, Taught, class_captions
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.predictions import PredictionExamples, PredictionSet
@@ -58,6 +57,7 @@ class Teaching:
     """Judges the model while it is trained, where the recipe asks for scores."""
     facts: dict[str, Any] = field(init=False)
     """What the run is made from: the core of run.json and of the model's card."""
+    _draws_class: str = field(init=False)
     _interruption: Interruption = field(init=False, default_factory=Interruption)
     _average: MovingAverage | None = field(init=False, default=None)
     _keeper: ScoreKeeper | None = field(init=False, default=None)
@@ -70,7 +70,7 @@ class Teaching:
         self.facts = {
             "name": self.recipe.name,
             "class_noun": self.recipe.class_noun,
-            "identifier": self.recipe.identifier,
+            "identifier": self.recipe.phrase,
             "subjects": [one.describe() for one in self.taught],
             "base": {"name": self.base.name, "fingerprint": self.components.fingerprint()},
             "instance_prompt": fill(self.recipe.instance_prompt, self.recipe.class_noun or "{class_noun}"),
@@ -79,6 +79,15 @@ class Teaching:
             "recipe": self.recipe.model_dump(mode="json"),
             "studiolo_version": studiolo.__version__,
         }
+        self._draws_class = self._skip_layers(self.facts["base"]["fingerprint"])
+
+    def _skip_layers(self, fingerprint: str) -> str:
+        """Has the text read as the recipe says; what names the model that draws the class so."""
+        family, skipped = self.components.family, self.recipe.clip_skip
+        if skipped is None or skipped == family.clip_skip:
+            return fingerprint
+        self.components.family = replace(family, clip_skip=skipped)  # type: ignore[type-var]
+        return f"{fingerprint}, clip_skip {skipped}"
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the last step.
@@ -96,12 +105,9 @@ class Teaching:
             try:
                 # Of the base, so before the identifiers are added to it.
                 prior = self._make_prior(material, stack)
-                token_ids = [
-                    take_identifier(self.components, one.identifier, one.subject.class_noun).token_id
-                    for one in self.taught
-                ]
+                tokens = [ids for one in self.taught for ids in one.take_words(self.components)]
                 self.module = Personalization(
-                    self.components, self.recipe, material.prompts, token_ids, material.batches(prior)
+                    self.components, self.recipe, material.prompts, tokens, material.batches(prior)
                 )
                 with quiet(), torch.random.fork_rng():
                     self.trainer.fit(self.module, ckpt_path=checkpoint, weights_only=True)
@@ -178,7 +184,7 @@ class Teaching:
     def _start_class_images(self, material: Material, stack: ExitStack) -> ClassImageMaker:
         settings, title = self.recipe.class_images, "class images"
         images = ClassImageSet(
-            settings, material.class_captions, self._fingerprint, material.size, cache_dir("class-images")
+            settings, material.class_captions, self._draws_class, material.size, cache_dir("class-images")
         )
         self.display.begin(title, settings.count)
         maker = ClassImageMaker(
@@ -195,7 +201,7 @@ class Teaching:
         predictions = PredictionSet(
             settings,
             material.class_captions,
-            self._fingerprint,
+            self._draws_class,
             material.size,
             cache_dir("class-predictions"),
         )
@@ -208,10 +214,6 @@ class Teaching:
             cancelled=self._interruption.raise_if_asked,
         )
         return predictions.load()
-
-    @property
-    def _fingerprint(self) -> str:
-        return self.facts["base"]["fingerprint"]
 
     def _told(self, signum: int) -> Interrupted:
         newest = self.run.newest_checkpoint

@@ -7,13 +7,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.objective import flow_weights
+from studiolo.diffusion.words import words_of
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.identifier import check_identifier, find_identifier
 from studiolo.dreambooth.material import Taught
 from studiolo.dreambooth.progress import Display
+from studiolo.dreambooth.rates import check_rate, rates
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
 from studiolo.dreambooth.scoring import Scorer, ScorerMaker
@@ -166,9 +170,33 @@ def _prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | N
     size = recipe.resolution or components.image_size
     components.latent_shape(size, size)  # raises for a size that the model cannot have
     taught = _load_subjects(recipe, components, size, display)
-    recipe = recipe.with_values(_resolved(recipe, taught) | {"resolution": size})
+    recipe = recipe.with_values(_of_the_base(recipe, components) | _resolved(recipe, taught))
     judge = _open_scorer(recipe, scorer, taught) if recipe.scores.every else None
     return Teaching(recipe, run, display, base, components, taught, judge)
+
+
+def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
+    """What the recipe leaves to the model, as values of the recipe.
+
+    Raises StudioloError for what this model cannot do.
+    """
+    flow_weights(components.schedule, torch.tensor([0]), recipe.noise_levels.weighting)
+    layers = components.text_encoder.config.num_hidden_layers
+    if (recipe.clip_skip or 0) >= layers - 1:
+        raise StudioloError(
+            f"{recipe.clip_skip} layers of {layers} cannot be left out",
+            where="clip_skip",
+            remedy="Use 1 or 2.",
+        )
+    density = "logit-normal" if components.is_flow else "uniform"
+    rate, text_rate = rates(recipe, components)
+    return {
+        "resolution": recipe.resolution or components.image_size,
+        "clip_skip": components.family.clip_skip if recipe.clip_skip is None else recipe.clip_skip,
+        "learning_rate": rate,
+        "text_learning_rate": text_rate,
+        "noise_levels": {"density": recipe.noise_levels.density or density},
+    }
 
 
 def _load_subjects(recipe: Recipe, components: Components, size: int, display: Display) -> list[Taught]:
@@ -184,15 +212,15 @@ def _load_subjects(recipe: Recipe, components: Components, size: int, display: D
         )
         for note in subject.notes:
             display.note(f"note: {note}")
-        taken = [one.identifier for one in taught]
-        identifier = _identifier(components, given.identifier, subject.class_noun, taken, display)
-        taught.append(Taught(given.name, subject, identifier))
+        taken = [one.word for one in taught]
+        word = _identifier(components, given.identifier, subject.class_noun, taken, display)
+        taught.append(Taught(given.name, subject, " ".join(words_of(word, recipe.token_vectors))))
     return taught
 
 
 def _resolved(recipe: Recipe, taught: Sequence[Taught]) -> dict[str, Any]:
     """What the subjects turned out to be, as values of the recipe."""
-    found = [{"class_noun": one.subject.class_noun, "identifier": one.identifier} for one in taught]
+    found = [{"class_noun": one.subject.class_noun, "identifier": one.word} for one in taught]
     if not recipe.subjects:
         return dict(found[0])
     return {"subjects": [s.model_dump() | f for s, f in zip(recipe.subjects, found, strict=True)]}
@@ -210,17 +238,6 @@ def _open_scorer(recipe: Recipe, scorer: ScorerMaker | None, taught: Sequence[Ta
             remedy="Set it to 0 and score the model afterwards: studiolo score.",
         )
     return scorer(recipe, [image.image for image in taught[0].subject.images])
-
-
-def check_rate(recipe: Recipe, parameters: int) -> None:
-    """Refuses to train a U-Net of so many `parameters` at a rate that only small ones survive."""
-    if recipe.train_unet and parameters > 100e6 and recipe.learning_rate > 1e-4:
-        raise StudioloError(
-            f"{recipe.learning_rate:g} destroys a U-Net of {parameters / 1e6:.0f} million parameters; "
-            "the default is that of the small embedded base",
-            where="learning_rate",
-            remedy="Give about 2e-6: --set learning_rate=2e-6 --set text_learning_rate=2e-6 --set steps=800",
-        )
 
 
 def _identifier(

@@ -123,16 +123,13 @@ def _multiplier(given: JSON) -> float | None:
 
 
 def _multiply(given: JSON, multiplier: float | None) -> None:
-    """Multiplies the rates of the recipe."""
+    """Multiplies the rates of the recipe, and those that it leaves to the model."""
     if multiplier is None:
         return
-    from studiolo.dreambooth.recipe import Recipe
-
-    usual = Recipe()
     for name in ("learning_rate", "text_learning_rate"):
-        rate = given.get(name, getattr(usual, name))
-        if isinstance(rate, int | float):
+        if isinstance(rate := given.get(name), int | float):
             given[name] = rate * multiplier
+    given["rate_multiplier"] = multiplier
 
 
 def listed_in(path: Path) -> tuple[str, ...] | None:
