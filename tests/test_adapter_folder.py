@@ -36,8 +36,7 @@ def test_diffusers_reads_the_words(tmp_path):
     load_adapter(tmp_path).put_on(ours)
     theirs = pipeline(tiny_components())
     theirs.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
-    prompt = theirs.maybe_convert_prompt("a photo of blorp on the beach", theirs.tokenizer)
-    expected = theirs.encode_prompt(prompt, "cpu", 1, False)[0]
+    expected = theirs.encode_prompt("a photo of blorp on the beach", "cpu", 1, False)[0]
     said = encode_prompts(ours, ["a photo of blorp blorp1 blorp2 on the beach"]).tokens
     torch.testing.assert_close(said, expected)
 

@@ -91,7 +91,7 @@ def training_scorer(recipe: Recipe, images: Sequence[Image.Image]) -> TrainingSc
     if chosen.embedder != "eye":
         prompts = ClipJudge(load_text_image(chosen.text_weights, device))
     embedder = load_embedder(chosen.embedder, chosen.weights, device)
-    return TrainingScorer(exam, recipe.identifier or "", images, embedder, prompts)
+    return TrainingScorer(exam, recipe.phrase or "", images, embedder, prompts)
 
 
 @wraps(trainer.train)

@@ -4,7 +4,7 @@
     learned_embeds.safetensors         {word: [n, D]} for the first text encoder, as textual inversion has it
     learned_embeds_2.safetensors       ... for the second, and so on
 
-A word of n vectors is n tokens in a row: zwx, zwx1, zwx2, ... (`vocabulary.words_of`).
+A word of n vectors is n tokens in a row: zwx, zwx1, zwx2, ... (diffusion/words.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from studiolo.diffusion.adapters import merge
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.vocabulary import add_word, row_of, words_of
+from studiolo.diffusion.vocabulary import add_word, row_of
+from studiolo.diffusion.words import words_of
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path
 
