@@ -145,12 +145,17 @@ def test_clip_skip_is_that_of_the_pipeline(folders, name, skip):
     components, pipeline = load_components(folders[name]), pipeline_of(folders[name])
     if not hasattr(pipeline.text_encoder, "text_model"):  # which this pipeline expects, and new encoders lack
         object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
-    components.family = replace(components.family, clip_skip=skip)
+    taught = replace(components, family=replace(components.family, clip_skip=skip))
     sampler = "euler" if name in ("sdxl", "sd3") else "ddim"
     for guidance in (1.0, 5.0):
-        latents = reference_latents(pipeline, NEGATIVE, guidance, clip_skip=skip)
-        ours = generate(components, PROMPTS, SEEDS, SamplerSettings(sampler, 4, guidance), [NEGATIVE] * 2)
-        np.testing.assert_allclose(pixels(ours), decoded(components, latents), atol=0.51)
+        expected = decoded(components, reference_latents(pipeline, NEGATIVE, guidance, clip_skip=skip))
+        settings = SamplerSettings(sampler, 4, guidance)
+        ours = generate(taught, PROMPTS, SEEDS, settings, [NEGATIVE] * 2)
+        np.testing.assert_allclose(pixels(ours), expected, atol=0.51)
+        asked = generate(components, PROMPTS, SEEDS, replace(settings, clip_skip=skip), [NEGATIVE] * 2)
+        assert np.array_equal(pixels(asked), pixels(ours))
+    with pytest.raises(StudioloError, match="cannot be left out"):
+        generate(components, PROMPTS, SEEDS, SamplerSettings(clip_skip=9))
 
 
 def test_clip_skip_changes_the_picture_the_fingerprint_and_the_folder(tmp_path):

@@ -23,13 +23,20 @@ def generate(
         str | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to draw; [V] stands for the subject of the model.",
+            help="What to draw; [V] stands for the subject, [name] for one of several.",
             show_default=False,
         ),
     ] = None,
     model: Annotated[
         str, typer.Option(help="A name, folder or hub id; see `studiolo models`.")
     ] = "studiolo-base",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WEIGHT]",
+            help="Put a taught adapter, or a file of LoRA, on the model; may be repeated.",
+        ),
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, max=10_000, help="Pictures of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Picture i starts from the noise of seed + i.")] = 0,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What to keep away from.")] = "",
@@ -49,6 +56,10 @@ def generate(
     ] = 0.0,
     guidance_from: Annotated[float, typer.Option(help="Part of the steps before guidance, 0 to 1.")] = 0.0,
     guidance_until: Annotated[float, typer.Option(help="Part of the steps when it ends, 0 to 1.")] = 1.0,
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(help="Last layers of CLIP to leave out, as diffusers counts; else the model's own."),
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(metavar="IMAGE", help="Begin from this picture and not from noise.")
     ] = None,
@@ -89,6 +100,7 @@ def generate(
     """
     if (prompt is None) == (from_file is None):
         raise StudioloError("what to draw?", remedy="Give either a prompt or --from-file FILE.")
+    from studiolo.drawing.adapters import parse_adapter
     from studiolo.drawing.gallery import Gallery
     from studiolo.drawing.given import give
     from studiolo.drawing.model import ImageModel
@@ -97,10 +109,19 @@ def generate(
     default = PromptLine(prompt or "", n, seed, negative)
     lines = read_prompt_file(from_file) if from_file else [default]
     settings = SamplerSettings(
-        sampler, steps, guidance, eta, spacing, sigmas, guidance_rescale, guidance_from, guidance_until
+        sampler,
+        steps,
+        guidance,
+        eta,
+        spacing,
+        sigmas,
+        guidance_rescale,
+        guidance_from,
+        guidance_until,
+        clip_skip,
     )
     given = give(init, mask, strength, keep)
-    drawer = ImageModel.load(model, device, dtype)
+    drawer = ImageModel.load(model, device, dtype, [parse_adapter(one) for one in adapter or []])
     requests = [request for line in lines for request in _requests(drawer, line.or_else(default))]
     for note in drawer.notes(requests):
         typer.echo(f"Note: {note}", err=True)

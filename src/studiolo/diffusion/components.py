@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -217,6 +217,20 @@ class Components:
             scheduler_config=copy.deepcopy(self.scheduler_config),
             family=self.family,
         )
+
+    def skipping(self, layers: int) -> Components:
+        """The same networks, with so many of CLIP's last layers left out (see `Family.clip_skip`).
+
+        Raises StudioloError when there are not so many.
+        """
+        there = self.text_encoder.config.num_hidden_layers
+        if not 0 <= layers < there:
+            raise StudioloError(
+                f"{layers} of {there} layers cannot be left out",
+                where="clip_skip",
+                remedy=f"Use 0 to {there - 1}; 1 or 2 are usual.",
+            )
+        return replace(self, family=replace(self.family, clip_skip=layers))  # type: ignore[type-var]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, configs and vocabulary: equal exactly for models that draw the same.

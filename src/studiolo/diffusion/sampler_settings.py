@@ -28,7 +28,8 @@ class SamplerSettings:
     or over the noise's own measure, one of SIGMAS; None leaves both as the model's scheduler has them.
     guidance_rescale: 0 (off) to 1, how far the guided prediction gets the spread of the unguided one back
     (Lin et al. 2024, section 3.4). guidance_from, guidance_until: the part of the steps that is guided, 0 to
-    1 (Kynkaanniemi et al. 2024); the other steps cost half.
+    1 (Kynkaanniemi et al. 2024); the other steps cost half. clip_skip: last layers of CLIP that are left out
+    of the prompt's reading, as diffusers counts them; None is as the model was taught.
 
     Raises StudioloError for a value outside these ranges, naming the nearest right one.
     """
@@ -42,6 +43,7 @@ class SamplerSettings:
     guidance_rescale: float = 0.0
     guidance_from: float = 0.0
     guidance_until: float = 1.0
+    clip_skip: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("sampler", self.sampler, NAMES)

@@ -93,6 +93,8 @@ def generate(
     negatives = [""] * len(prompts) if negative_prompts is None else negative_prompts
     if not len(prompts) == len(seeds) == len(negatives):
         raise StudioloError(f"{len(prompts)} prompts, {len(seeds)} seeds, {len(negatives)} negative prompts")
+    if settings.clip_skip is not None:
+        components = components.skipping(settings.clip_skip)
     shape = components.latent_shape(height, width)
     batch_size = fitting_batch(components, shape) if batch_size is None else batch_size
     if batch_size < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Teaching:
         family, skipped = self.components.family, self.recipe.clip_skip
         if skipped is None or skipped == family.clip_skip:
             return fingerprint
-        self.components.family = replace(family, clip_skip=skipped)  # type: ignore[type-var]
+        self.components.family = self.components.skipping(skipped).family
         return f"{fingerprint}, clip_skip {skipped}"
 
     def fit(self) -> None:

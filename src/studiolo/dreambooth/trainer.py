@@ -181,13 +181,7 @@ def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
     Raises StudioloError for what this model cannot do.
     """
     flow_weights(components.schedule, torch.tensor([0]), recipe.noise_levels.weighting)
-    layers = components.text_encoder.config.num_hidden_layers
-    if (recipe.clip_skip or 0) >= layers - 1:
-        raise StudioloError(
-            f"{recipe.clip_skip} layers of {layers} cannot be left out",
-            where="clip_skip",
-            remedy="Use 1 or 2.",
-        )
+    components.skipping(recipe.clip_skip or 0)
     density = "logit-normal" if components.is_flow else "uniform"
     rate, text_rate = rates(recipe, components)
     return {
