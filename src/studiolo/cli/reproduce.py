@@ -16,6 +16,10 @@ def reproduce(
     model: Annotated[
         str | None, typer.Option(help="Where its model is, if it is not registered under its name.")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Where its adapters are, in order, if not under their names."),
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(metavar="IMAGE", help="The picture that it began from.")
     ] = None,
@@ -30,7 +34,7 @@ def reproduce(
     from studiolo.drawing.reproduction import reproduce as again
 
     with drawing_bar(len(read_provenance(file).batch)) as on_step:
-        result = again(file, model, on_step, init=init, mask=mask)
+        result = again(file, model, on_step, init=init, mask=mask, adapters=adapter or None)
     if out is not None:
         result.picture.save(out)
     if result.identical:

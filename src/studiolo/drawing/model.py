@@ -17,10 +17,12 @@ from studiolo.diffusion.conditioning import lost_text
 from studiolo.diffusion.packing import fitting_batch
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.sampling import OnStep, generate
+from studiolo.drawing.adapters import Mounted, identifiers_of, mount
 from studiolo.drawing.given import Given, Source, give
 from studiolo.drawing.prompts import fill_identifier
 from studiolo.drawing.provenance import (
     MAX_BATCH,
+    AdapterTrace,
     GivenTrace,
     ModelTrace,
     Provenance,
@@ -68,10 +70,17 @@ class Picture:
 class ImageModel:
     """A base model or a taught subject, ready to draw."""
 
-    def __init__(self, ref: ModelRef, components: Components, fingerprint: str | None = None) -> None:
+    def __init__(
+        self,
+        ref: ModelRef,
+        components: Components,
+        fingerprint: str | None = None,
+        adapters: Sequence[Mounted] = (),
+    ) -> None:
         self.ref = ref
         self.components = components
         self.fingerprint = fingerprint or components.fingerprint()
+        self.adapters = tuple(adapters)
 
     @classmethod
     def load(
@@ -79,22 +88,35 @@ class ImageModel:
         name_or_path: str | Path = BASE_NAME,
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
+        adapters: Sequence[str | Path | tuple[str | Path, float]] = (),
     ) -> ImageModel:
         """The model of that name (see `models.registry.resolve`), in float32 on a GPU where there is one.
 
+        `adapters` are merged into it: names or files, each with a weight or without (1).
+
         Raises:
-            StudioloError: no such model, device or dtype.
+            StudioloError: no such model, device or dtype, or an adapter that does not fit.
         """
         ref = resolve(name_or_path)
         chosen_device, chosen_dtype = _device(device), _dtype(dtype)
         components = open_components(ref)
         fingerprint = components.fingerprint()  # of the stored weights, whatever they are cast to
-        return cls(ref, components.to(chosen_device, chosen_dtype), fingerprint)
+        mounted = [mount(components, *(one if isinstance(one, tuple) else (one,))) for one in adapters]
+        return cls(ref, components.to(chosen_device, chosen_dtype), fingerprint, mounted)
+
+    @property
+    def identifiers(self) -> dict[str, str]:
+        """The words that stand for the subjects, by their names; of the model and of its adapters."""
+        words = identifiers_of(self.ref.name, self.ref.card)
+        for adapter in self.adapters:
+            words |= adapter.identifiers
+        return words
 
     @property
     def identifier(self) -> str | None:
-        """The word that stands for the subject; None for a model that was taught none."""
-        return self.ref.card.get("identifier")
+        """The word that stands for the subject; None for a model that was taught none, or several."""
+        words = list(self.identifiers.values())
+        return words[0] if len(words) == 1 else None
 
     def generate(
         self,
@@ -117,10 +139,10 @@ class ImageModel:
     ) -> list[Picture]:
         """Draws `n` pictures of each prompt, from the seeds seed, seed + 1, ...; prompt by prompt.
 
-        `[V]` in a prompt stands for the subject. width and height are in pixels (default: the size the model
-        was trained on, or that of `init`). `init` is a picture to begin from, `strength` how much of it to
-        give up, `mask` white where alone to paint; see `drawing.given.give`. The other arguments, also those
-        not named here, are those of `SamplerSettings`.
+        `[V]` in a prompt stands for the subject, `[name]` for one of several. width and height are in pixels
+        (default: the size the model was trained on, or that of `init`). `init` is a picture to begin from,
+        `strength` how much of it to give up, `mask` white where alone to paint; see `drawing.given.give`. The
+        other arguments, also those not named here, are those of `SamplerSettings`.
 
         Raises:
             StudioloError: a value out of range, or [V] with a model that was taught no subject.
@@ -137,8 +159,8 @@ class ImageModel:
         """A checked request, its `[V]` filled in."""
         try:
             return Request(
-                prompt=fill_identifier(prompt, self.identifier),
-                negative_prompt=fill_identifier(negative_prompt, self.identifier),
+                prompt=fill_identifier(prompt, self.identifiers),
+                negative_prompt=fill_identifier(negative_prompt, self.identifiers),
                 seed=seed,
             )
         except ValidationError as error:
@@ -148,11 +170,20 @@ class ImageModel:
             ) from error
 
     def notes(self, requests: Sequence[Request]) -> list[str]:
-        """What the user should know of these prompts: the words that the text encoder will not see."""
+        """What the user should know of these prompts: the words that the text encoder will not see, and the
+        subjects that it cannot tell apart."""
         texts = dict.fromkeys(t for request in requests for t in (request.prompt, request.negative_prompt))
         limit = self.components.tokenizer.model_max_length
         lost = {text: lost_text(self.components, text) for text in texts}
-        return [f"prompts end after {limit} tokens: '{end}' was not read" for end in lost.values() if end]
+        notes = [f"prompts end after {limit} tokens: '{end}' was not read" for end in lost.values() if end]
+        by_word: dict[str, list[str]] = {}
+        for name, word in self.identifiers.items():
+            by_word.setdefault(word, []).append(name)
+        alike = [(word, names) for word, names in by_word.items() if len(names) > 1]
+        return notes + [
+            f"{' and '.join(names)} have the same word, '{word}': no prompt can mean only one of them"
+            for word, names in alike
+        ]
 
     def draw(
         self,
@@ -234,6 +265,9 @@ class ImageModel:
             fingerprint=self.fingerprint,
             base=card.get("base"),
             data=[image["sha256"] for image in images],
+            adapters=[
+                AdapterTrace(name=one.name, sha256=one.sha256, weight=one.weight) for one in self.adapters
+            ],
         )
 
 
@@ -246,10 +280,13 @@ def _given_trace(given: Given | None) -> GivenTrace | None:
 
 
 def load(
-    name_or_path: str | Path = BASE_NAME, device: str | None = None, dtype: str | torch.dtype | None = None
+    name_or_path: str | Path = BASE_NAME,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    adapters: Sequence[str | Path | tuple[str | Path, float]] = (),
 ) -> ImageModel:
     """`ImageModel.load`."""
-    return ImageModel.load(name_or_path, device, dtype)
+    return ImageModel.load(name_or_path, device, dtype, adapters)
 
 
 def _device(name: str | None) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,21 +34,31 @@ class PromptLine:
         )
 
 
-def fill_identifier(prompt: str, identifier: str | None) -> str:
-    """`prompt` with `[V]` replaced by the subject's identifier.
+def fill_identifier(prompt: str, known: Mapping[str, str] | str | None) -> str:
+    """`prompt` with the words that stand for subjects: `[name]` for each subject of `known` (name to word),
+    and `[V]` where there is only one; a word alone is one subject without a name.
 
     Raises:
-        StudioloError: the prompt says [V], but the model has learned no subject.
+        StudioloError: the prompt says [V], but there is no subject, or more than one.
     """
+    words = {} if known is None else {"V": known} if isinstance(known, str) else dict(known)
+    for name, word in words.items():
+        prompt = prompt.replace(f"[{name}]", word)
     if PLACEHOLDER not in prompt:
         return prompt
-    if not identifier:
+    if len(words) > 1:
+        raise StudioloError(
+            f"the prompt says {PLACEHOLDER}, and there are {len(words)} subjects",
+            where=prompt,
+            remedy=f"Write which: {', '.join(f'[{name}]' for name in words)}.",
+        )
+    if not words:
         raise StudioloError(
             f"the prompt says {PLACEHOLDER}, but this model has learned no subject",
             where=prompt,
             remedy="Name a taught model with --model, or leave it out.",
         )
-    return prompt.replace(PLACEHOLDER, identifier)
+    return prompt.replace(PLACEHOLDER, next(iter(words.values())))
 
 
 def read_prompt_file(path: str | Path) -> list[PromptLine]:

@@ -39,14 +39,26 @@ class Request(_Record):
     seed: Seed = 0
 
 
+class AdapterTrace(_Record):
+    """An adapter that was merged into the model, and how much of it."""
+
+    name: Text
+    sha256: Sha256
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+
+
 class ModelTrace(_Record):
-    """Which weights drew (`Components.fingerprint()`); for a subject also what it was taught from."""
+    """Which weights drew (`Components.fingerprint()`, before `adapters` were merged in, in order);
+    for a subject also what it was taught from."""
 
     name: Text
     kind: Text = "folder"
     fingerprint: Sha256
     base: dict[str, Any] | None = None
     data: list[Text] = []
+    adapters: Annotated[list[AdapterTrace], Field(max_length=32)] = Field(
+        default=[], exclude_if=lambda adapters: not adapters
+    )
 
 
 class Machine(_Record):
@@ -119,6 +131,7 @@ class Provenance(_Record):
             **({"Denoising strength": self.given.strength} if self.given else {}),
             "Model hash": self.model.fingerprint[:10],
             "Model": self.model.name,
+            **{f"Adapter {one.name}": one.weight for one in self.model.adapters},
             "Version": f"studiolo {self.machine.studiolo}",
         }
         negative = [f"Negative prompt: {request.negative_prompt}"] if request.negative_prompt else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import Image
 from studiolo.diffusion.sampling import OnStep
 from studiolo.drawing.given import Given, Source, give
 from studiolo.drawing.model import ImageModel, Picture
-from studiolo.drawing.provenance import GivenTrace, Provenance, read_provenance
+from studiolo.drawing.provenance import AdapterTrace, GivenTrace, Provenance, read_provenance
 from studiolo.errors import StudioloError
 from studiolo.models.registry import list_models
 from studiolo.store.files import sha256_bytes, sha256_file
@@ -41,12 +41,14 @@ def reproduce(
     *,
     init: Source | None = None,
     mask: Source | None = None,
+    adapters: Sequence[str | Path] | None = None,
 ) -> Reproduction:
     """Draws the picture in `path` again, with its batch, settings and number of threads; compares the files.
 
     `model` says where a model lies that the registry does not know under the recorded name: a file alone
     makes nothing be opened or fetched that was not registered here. `init` and `mask` are the picture that it
-    began from and its mask, where it began from one.
+    began from and its mask, where it began from one. `adapters` say in the recorded order where its adapters
+    lie, if they are not registered under their names.
 
     Raises:
         StudioloError: the file has no record, its model is not here, or has other weights than it had; the
@@ -54,7 +56,7 @@ def reproduce(
     """
     record = read_provenance(path)
     given = _given(record.given, init, mask, path)
-    drawer = _load(record, model, path)
+    drawer = _load(record, model, adapters, path)
     with _threads(record.machine.threads):
         pictures = drawer.draw(
             record.batch,
@@ -94,23 +96,55 @@ def _given(
     return given
 
 
-def _load(record: Provenance, model: str | None, path: str | Path) -> ImageModel:
+def _load(
+    record: Provenance, model: str | None, adapters: Sequence[str | Path] | None, path: str | Path
+) -> ImageModel:
+    places = _adapters(record.model.adapters, adapters, path)
     name = model or record.model.name
-    if model is None and name not in {ref.name for ref in list_models()}:
+    if model is None and name not in _registered():
         raise StudioloError(
             f"it was drawn by the model '{name}', which is not registered here",
             where=path,
             remedy="Say where it is: --model NAME_OR_FOLDER.",
         )
-    drawer = ImageModel.load(name, record.machine.device, record.machine.dtype)
-    if drawer.fingerprint != record.model.fingerprint:
-        raise StudioloError(
-            f"the model '{name}' has other weights now than when it drew this "
-            f"(fingerprint {drawer.fingerprint[:12]}, was {record.model.fingerprint[:12]})",
-            where=path,
-            remedy="Say where the former one is: --model NAME_OR_FOLDER.",
-        )
+    drawer = ImageModel.load(name, record.machine.device, record.machine.dtype, places)
+    pairs = [(f"the model '{name}'", drawer.fingerprint, record.model.fingerprint, "model")]
+    for now, was in zip(drawer.adapters, record.model.adapters, strict=True):
+        pairs.append((f"the adapter '{was.name}'", now.sha256, was.sha256, "adapter"))
+    for what, now_hash, was_hash, option in pairs:
+        if now_hash != was_hash:
+            raise StudioloError(
+                f"{what} has other weights now than when it drew this "
+                f"(fingerprint {now_hash[:12]}, was {was_hash[:12]})",
+                where=path,
+                remedy=f"Say where the former one is: --{option} NAME_OR_FOLDER.",
+            )
     return drawer
+
+
+def _adapters(
+    traces: Sequence[AdapterTrace], given: Sequence[str | Path] | None, path: str | Path
+) -> list[tuple[str | Path, float]]:
+    """Where the adapters of `traces` lie, with their weights."""
+    if given is not None and len(given) != len(traces):
+        raise StudioloError(
+            f"it was drawn with {len(traces)} adapters, and {len(given)} are given",
+            where=path,
+            remedy=f"Give, in this order: {', '.join(trace.name for trace in traces) or 'none'}.",
+        )
+    missing = [trace.name for trace in traces if given is None and trace.name not in _registered()]
+    if missing:
+        raise StudioloError(
+            f"it was drawn with the adapter '{missing[0]}', which is not registered here",
+            where=path,
+            remedy="Say where all of them are, in order: --adapter NAME_OR_FILE.",
+        )
+    places = given or [trace.name for trace in traces]
+    return [(place, trace.weight) for place, trace in zip(places, traces, strict=True)]
+
+
+def _registered() -> set[str]:
+    return {ref.name for ref in list_models()}
 
 
 @contextmanager
