@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT / "tests" / "server"), str(ROOT / "tests")]
 
 from PIL import Image  # noqa: E402
 from sdks import folder_of  # noqa: E402
-from serving import serving# noqa: E402
+from serving import serving  # noqa: E402
 
 from studiolo.language.conversation import (  # noqa: E402
     Call,
@@ -227,8 +227,8 @@ def main() -> None:
         os.environ["STUDIOLO_HOME"] = str(folder / "home")
         tests = laid_out(folder)
         engines = {name: StandIn(name) for name in models_in(tests)}
-        with serving(folder / "home", engines, jobs=True) as serving:
-            results = ran(tests, serving.url, folder, wanted=asked.tests)
+        with serving(folder / "home", engines, jobs=True) as served:
+            results = ran(tests, served.url, folder, wanted=asked.tests)
     print(table(results), reasons(results), sep="\n\n")
     if asked.why:
         for result in results:

@@ -208,6 +208,20 @@ def test_only_choices_are_chosen(engine):
         assert (text_of(pieces) in choices, pieces[-1].end) == (True, "eos")
 
 
+def test_biases_of_tokens(engine):
+    greedy = Sampling(temperature=0)
+    plain = tokens_of(pieces_of(engine, wish(engine, sampling=greedy, max_tokens=6)))
+    first, wanted = plain[0], plain[0] + 1
+    without = Sampling(temperature=0, bias=((first, -100.0),))
+    assert tokens_of(pieces_of(engine, wish(engine, sampling=without, max_tokens=1)))[0] != first
+    always = Sampling(temperature=0, bias=((wanted, 100.0),))
+    assert set(tokens_of(pieces_of(engine, wish(engine, sampling=always, max_tokens=6)))) == {wanted}
+    nothing = Sampling(temperature=0, bias=((first, 0.0),))
+    assert tokens_of(pieces_of(engine, wish(engine, sampling=nothing, max_tokens=6))) == plain
+    with pytest.raises(InvalidRequestError, match="no token 10000000"):
+        pieces_of(engine, wish(engine, sampling=Sampling(bias=((10_000_000, 1.0),))))
+
+
 @pytest.mark.parametrize(
     "constraint",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from studiolo.language.conversation import (
 from studiolo.language.decoding.schema import fault
 from studiolo.language.engines.completer import Completion, Sampling
 from studiolo.language.engines.local import LocalEngine
+from studiolo.language.errors import UnsupportedError
 
 pytest.importorskip("xllamacpp")
 
@@ -156,6 +158,19 @@ def test_a_call_is_sound_and_its_result_is_understood(engine):
     made = model(Call(name="weather", arguments=call.arguments, id=call.id))
     result = user(CallResult(name="weather", result={"sky": "purple"}, id=call.id))
     assert asked(engine, question, made, result, tools=(WEATHER,), max_tokens=32).candidates
+
+
+def test_an_input_is_of_its_grammar(engine):
+    """Also of a grammar that stands within another one, as the vocabulary of a real model reads it."""
+    grammar = 'start: "SELECT " NAME (", " NAME)* " FROM " NAME\nNAME: /[a-z]{1,8}/'
+    sql = Tool(name="sql", description="Asks the database of towns.", grammar=grammar)
+    chosen = ToolChoice(mode=ToolMode.ANY, allowed=("sql",), parallel=False)
+    response = asked(engine, "List the names of all towns.", tools=(WEATHER, sql), tool_choice=chosen)
+    (call,) = response.calls
+    assert re.fullmatch(r"SELECT [a-z]{1,8}(, [a-z]{1,8})* FROM [a-z]{1,8}", call.arguments["input"])
+    broken = sql.model_copy(update={"grammar": "start: nowhere"})
+    with pytest.raises(UnsupportedError, match="nowhere"):
+        asked(engine, "List the names.", tools=(broken,), tool_choice=chosen)
 
 
 def test_a_model_may_call_or_answer_in_a_form(engine):

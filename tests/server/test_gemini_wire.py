@@ -306,7 +306,7 @@ def test_the_empty_text_behind_a_call_is_no_word_of_the_model_s():
         ({"fileData": {"mimeType": "a/b"}}, "no fileUri"),
         ({"functionCall": {"args": {}}}, "no name"),
         ({"executableCode": {"code": "1"}}, "no code execution"),
-        ({"text": "a", "videoMetadata": {"fps": 1}}, "films are not cut"),
+        ({"text": "a", "videoMetadata": {"fps": 1}}, "files are not cut"),
     ],
 )
 def test_parts_that_are_none(part, complaint):
@@ -416,7 +416,6 @@ def test_wishes_that_contradict_each_other_or_are_out_of_range():
         {"responseModalities": ["AUDIO"]},
         {"imageConfig": {"aspectRatio": "1:1"}},
         {"speechConfig": {}},
-        {"mediaResolution": "MEDIA_RESOLUTION_LOW"},
     ):
         assert "generation_config" in refusal(generationConfig=wish)
     assert configured(responseModalities=["TEXT", "IMAGE"], imageConfig={}).modalities == ("text", "image")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from datetime import timedelta
 from typing import Any
@@ -342,9 +343,50 @@ def test_custom_tools(serve):
         .message.tool_calls[0]
         .custom.input.startswith("ls")
     )
-    tool["custom"]["format"]["grammar"] = {"syntax": "lark", "definition": "start: /a/"}
-    with pytest.raises(openai.BadRequestError, match="'shell' cannot be held to a Lark grammar"):
+    tool["custom"]["format"]["grammar"] = {"syntax": "lark", "definition": "start: nowhere"}
+    with pytest.raises(openai.BadRequestError, match=r"this grammar cannot be enforced: .*nowhere"):
         client.chat.completions.create(**body)
+
+
+SQL = """start: "SELECT " NAME (", " NAME)* " FROM " NAME
+NAME: /[a-z]{1,8}/
+"""
+"""A grammar as OpenAI's guide writes them."""
+
+
+def test_the_input_of_a_custom_tool_is_of_its_lark_grammar(serve):
+    tool: Any = {
+        "type": "custom",
+        "custom": {
+            "name": "sql",
+            "description": "Asks the database.",
+            "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": SQL}},
+        },
+    }
+    said = ["<tool_call>", 'sql\nSELECT "x", town FROM map; DROP', EOS]
+    engine = speaking([*said, "sql\nSELECT a FROM b", EOS, '{"name": "weather", "arg', EOS])
+    client = client_of(serve(engine).url)
+    body: Any = {"model": "stub", "messages": [user("Which towns?")], "tools": [tool]}
+    (call,) = client.chat.completions.create(**body).choices[0].message.tool_calls
+    assert (call.type, call.custom.name) == ("custom", "sql")
+    assert re.fullmatch(r"SELECT [a-z]{1,8}(, [a-z]{1,8})* FROM [a-z]{1,8}", call.custom.input)
+    prompt = engine.says.detokenize(engine.says.seen[0].completion.prompt)
+    assert SQL in prompt
+    assert "Asks the database." in prompt
+    forced = client.chat.completions.create(**body, tool_choice="required").choices[0].message.tool_calls
+    assert forced[0].custom.input == "SELECT a FROM b"
+    # Functions beside it are called in JSON.
+    both = client.chat.completions.create(**body | {"tools": [WEATHER, tool]}, tool_choice="required")
+    (other,) = both.choices[0].message.tool_calls
+    assert (other.type, other.function.name) == ("function", "weather")
+    json.loads(other.function.arguments)
+
+
+def test_biases_of_tokens(serve):
+    engine = Exactly([done()])
+    client = client_of(serve(engine).url)
+    client.chat.completions.create(model="stub", messages=[user("?")], logit_bias={"50256": -100, "7": 2})
+    assert engine.requests[0].config.bias == ((50256, -100.0), (7, 2.0))
 
 
 # --- forms and thoughts -----------------------------------------------------------------------------------
@@ -646,7 +688,8 @@ def _body(**more: Any) -> dict[str, Any]:
         (_body(max_tokens=1, max_completion_tokens=2), "max_tokens"),
         (_body(top_logprobs=2), "top_logprobs"),
         (_body(stream_options={"include_usage": True}), "stream_options"),
-        (_body(logit_bias={"50256": -100}), "logit_bias"),
+        (_body(logit_bias={"fox": -100}), "logit_bias.fox"),
+        (_body(logit_bias={"7": 101}), "logit_bias.7"),
         (_body(audio={"voice": "ash", "format": "wav"}), "audio"),
         (_body(functions=[{"name": "f"}]), "functions"),
         (_body(web_search_options={}), "web_search_options"),

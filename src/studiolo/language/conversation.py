@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
 
 class Value(BaseModel):
@@ -124,12 +124,14 @@ def _part(part: str | Part) -> Part:
 
 class Tool(Value):
     """A function that the model may call; `parameters` is a JSON Schema of type object, or None for no
-    parameters."""
+    parameters. With a `grammar`, in llguidance's dialect of Lark, its one argument is the text `input`, which
+    is of that grammar."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.:-]{0,127}$")
     description: str = ""
     parameters: dict[str, Any] | None = None
     returns: dict[str, Any] | None = None
+    grammar: str | None = None
 
 
 class ToolMode(StrEnum):
@@ -221,7 +223,8 @@ class GenerationConfig(Value):
     """How to sample. None: the model's own default.
 
     `max_tokens` bounds the answer with its thoughts; `logprobs` is how many alternatives to tell per token
-    (0: the chosen one alone).
+    (0: the chosen one alone). `bias` is added to the logits of tokens, by their ids in the model's own
+    vocabulary.
     """
 
     max_tokens: int | None = Field(default=None, ge=1)
@@ -232,6 +235,9 @@ class GenerationConfig(Value):
     stop: tuple[str, ...] = Field(default=(), max_length=16)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    bias: tuple[tuple[NonNegativeInt, Annotated[float, Field(ge=-100, le=100)]], ...] = Field(
+        default=(), max_length=1024
+    )
     candidates: int = Field(default=1, ge=1, le=16)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     format: Format = Format()

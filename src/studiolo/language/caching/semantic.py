@@ -149,9 +149,9 @@ def reusable(request: Request, *, sampled: bool = False) -> bool:
     """Whether a request may be answered by another's answer.
 
     Not with tools (a call acts, or asks of a changing world), with parts that are not text, with
-    log-probabilities, with a context written elsewhere, with safety settings (this question is to be judged,
-    not only the earlier one), or (unless `sampled`) when the temperature is not 0: who asks for variety does
-    not want the same answer again. No temperature given means the model's own, which is not 0.
+    log-probabilities or a bias, with a context written elsewhere, with safety settings (this question is to
+    be judged, not only the earlier one), or (unless `sampled`) when the temperature is not 0: who asks for
+    variety does not want the same answer again. No temperature given means the model's own, which is not 0.
     """
     last, config = request.contents[-1], request.config
     return (
@@ -160,6 +160,7 @@ def reusable(request: Request, *, sampled: bool = False) -> bool:
         and all(setting.threshold is Threshold.OFF for setting in request.safety)
         and (sampled or config.temperature == 0)
         and config.logprobs is None
+        and not config.bias
         and config.modalities == ("text",)
         and last.role is Role.USER
         and bool(last.text.strip())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from studiolo.language.conversation import Call, Format, FormatKind, Request, Tool, ToolMode
+from studiolo.language.decoding import lark_calls
 from studiolo.language.decoding import schema as schemas
 from studiolo.language.decoding.forms import EMULATED, Form
 from studiolo.language.decoding.schema import Schema
@@ -36,6 +37,7 @@ class ToolPlan:
         forced: a call is to come, whatever the model thinks.
         parallel: several may come.
         form: how they are written.
+        grammars: what the inputs of some are held to, in place of a schema.
     """
 
     tools: tuple[Tool, ...]
@@ -43,6 +45,7 @@ class ToolPlan:
     forced: bool
     parallel: bool
     form: Form = EMULATED
+    grammars: Mapping[str, str] = field(default_factory=dict)
 
     def constraint(self, name: str | None = None) -> Constraint:
         """What stands behind an opening; behind the name, where that is chosen before.
@@ -50,6 +53,8 @@ class ToolPlan:
         Raises:
             UnsupportedError: the form cannot express a function's parameters.
         """
+        if self.grammars:
+            return lark_calls.constraint(self.schemas, self.grammars)
         held = self.schemas if name is None else {name: self.schemas[name]}
         return self.form.constraint(held, MAX_CALLS if self.parallel else 1)
 
@@ -60,7 +65,7 @@ class ToolPlan:
             UpstreamError: the engine did not hold the model to the constraint.
         """
         try:
-            made = self.form.read(text)
+            made = lark_calls.read(text, self.grammars) or self.form.read(text)
             faults = [schemas.fault(arguments, self.schemas[name]) for name, arguments in made]
             wrong = next(filter(None, faults), "")
         except (ValueError, KeyError, TypeError) as error:
@@ -105,8 +110,13 @@ def plan(request: Request, keywords: frozenset[str] | None = None) -> ToolPlan |
         )
     if choice.mode is ToolMode.NONE or not tools:
         return None
-    arguments = {tool.name: _arguments(tool, keywords) for tool in tools}
-    return ToolPlan(tools, arguments, choice.mode is ToolMode.ANY, choice.parallel)
+    arguments = {
+        tool.name: _arguments(tool, keywords) if tool.grammar is None else lark_calls.arguments()
+        for tool in tools
+    }
+    grammars = {tool.name: lark_calls.checked(tool) for tool in tools if tool.grammar is not None}
+    forced = choice.mode is ToolMode.ANY
+    return ToolPlan(tools, arguments, forced, choice.parallel, grammars=grammars)
 
 
 def fits(form: Form, plan: ToolPlan | None, wanted: Format) -> bool:
@@ -114,6 +124,8 @@ def fits(form: Form, plan: ToolPlan | None, wanted: Format) -> bool:
     calls."""
     if plan is None:
         return True
+    if plan.grammars:  # no model was trained to calls of these
+        return False
     if not form.tagged and not plan.forced and wanted.kind is not FormatKind.TEXT:
         return False
     try:
@@ -189,6 +201,8 @@ def instruction(plan: ToolPlan, vault: Vault) -> str:
     lines = [
         vault.hide(json.dumps(_description(tool), ensure_ascii=False), wanted=True) for tool in plan.tools
     ]
+    if plan.grammars:
+        lines += [vault.hide(text, wanted=True) for text in lark_calls.told(plan.grammars)]
     number = "one or more functions" if plan.parallel else "one function"
     return (
         f"You may call {number} to help with the user's request. The functions, one a line:\n"
@@ -201,6 +215,8 @@ def instruction(plan: ToolPlan, vault: Vault) -> str:
 
 def _description(tool: Tool) -> dict[str, Any]:
     told: dict[str, Any] = {"name": tool.name}
+    if tool.grammar is not None:
+        return told | {"description": tool.description, "input": "a text of the grammar below"}
     if tool.description:
         told["description"] = tool.description
     return {**told, "parameters": tool.parameters or {}}

@@ -25,6 +25,8 @@ class Capabilities(Value):
     logprobs: bool = False
     embeddings: bool = False
     seed: bool = False
+    bias: bool = False
+    """Logits of single tokens can be raised and lowered."""
     candidates: int = 1
     """The most answers to one request."""
 

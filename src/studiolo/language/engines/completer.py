@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 from studiolo.language.conversation import TokenLogprob
 from studiolo.language.engines.base import Capabilities
+from studiolo.language.errors import InvalidRequestError
 
 Tokens = tuple[int, ...]
 
@@ -30,7 +31,8 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn; None leaves it to the model's default."""
+    """How the next token is drawn; None leaves it to the model's default. `bias` is added to logits, by token
+    id."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -38,6 +40,21 @@ class Sampling:
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    bias: tuple[tuple[int, float], ...] = ()
+
+
+def check_bias(sampling: Sampling, vocabulary: int) -> None:
+    """
+    Raises:
+        InvalidRequestError: a bias of a token that the vocabulary of that many does not have.
+    """
+    for token, _ in sampling.bias:
+        if token >= vocabulary:
+            raise InvalidRequestError(
+                f"the model has no token {token}",
+                where="config.bias",
+                remedy=f"Its last one is {vocabulary - 1}.",
+            )
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,7 @@ class Completer(Protocol):
 
         Raises:
             UnsupportedError: the constraint cannot be enforced here; says which part of it.
-            InvalidRequestError: the prompt is longer than the context.
+            InvalidRequestError: the prompt is longer than the context; a bias of no token.
             OverloadedError: the queue is full.
         """
 

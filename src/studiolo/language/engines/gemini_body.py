@@ -161,6 +161,8 @@ def _declaration(tool: Tool) -> dict[str, Any]:
 def _generation_config(config: GenerationConfig) -> dict[str, Any]:
     if len(config.stop) > _MOST_STOPS:
         raise UnsupportedError(f"the Gemini API takes at most {_MOST_STOPS} stop texts", where="config.stop")
+    if config.bias:
+        raise UnsupportedError("the Gemini API takes no bias", where="config.bias", remedy="Leave it out.")
     fields = {
         "maxOutputTokens": config.max_tokens,
         "temperature": config.temperature,

@@ -102,6 +102,9 @@ class Vocabulary:
                 self._ids.setdefault(data, token)
         self._longest = max(map(len, self._ids), default=0)
 
+    def __len__(self) -> int:
+        return len(self._bytes)
+
     def __getitem__(self, token: int) -> bytes:
         return self._bytes[token]
 

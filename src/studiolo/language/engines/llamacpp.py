@@ -41,7 +41,7 @@ from studiolo.errors import StudioloError
 from studiolo.language.conversation import TokenLogprob
 from studiolo.language.engines import constraints
 from studiolo.language.engines.base import Capabilities
-from studiolo.language.engines.completer import Completion, Constraint, Piece, Sampling, Tokens
+from studiolo.language.engines.completer import Completion, Constraint, Piece, Sampling, Tokens, check_bias
 from studiolo.language.engines.gguf import Card, Vocabulary, read_metadata
 from studiolo.language.engines.line import Line
 from studiolo.language.engines.native import xllamacpp
@@ -127,6 +127,7 @@ class LlamaCpp:
             grammar=self._guided,
             logprobs=not self._embedding,
             seed=not self._embedding,
+            bias=not self._embedding,
             embeddings=self._embedding,
         )
 
@@ -233,6 +234,8 @@ class LlamaCpp:
             )
         if "" in completion.stop:
             raise InvalidRequestError("an empty stop text ends every answer before it begins")
+        if completion.sampling.bias:
+            check_bias(completion.sampling, len(self._card.vocabulary))
         if completion.constraint is None:
             return None
         if not self._guided and completion.constraint.kind != "gbnf":
@@ -296,13 +299,14 @@ def _body(completion: Completion, wanted: int, grammar: str | None, spoken: list
 
 
 def _sampling(sampling: Sampling, wanted: int) -> dict[str, Any]:
-    fields: dict[str, float | None] = {
+    fields: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
         "seed": None if sampling.seed is None else sampling.seed % _RANDOM_SEED,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
+        "logit_bias": [list(pair) for pair in sampling.bias] or None,
     }
     if sampling.presence_penalty or sampling.frequency_penalty:
         fields["repeat_last_n"] = wanted  # the whole answer; llama.cpp looks at 64 tokens by itself

@@ -224,6 +224,7 @@ class LocalEngine:
             "config.modalities": config.modalities != ("text",),
             "config.logprobs": config.logprobs is not None and not able.logprobs,
             "config.seed": config.seed is not None and not able.seed,
+            "config.bias": bool(config.bias) and not able.bias,
             "config.format": config.format.kind != "text" and not able.grammar,
             "tools": bool(request.tools) and request.tool_choice.mode != "none" and not able.grammar,
         }

@@ -255,6 +255,8 @@ def _media_part(media_type: str, url: str, part: Data | FileRef, dialect: Dialec
 
 def _sampling(request: Request, dialect: Dialect) -> dict[str, Any]:
     config = request.config
+    if config.bias:  # in tokens of a vocabulary that only the upstream knows
+        raise _unsupported("config.bias", dialect)
     if config.top_k is not None and not dialect.top_k:
         raise _unsupported("config.top_k", dialect)
     if config.candidates > 1 and not dialect.candidates:

@@ -34,7 +34,7 @@ class Sampler:
             made: the tokens of the answer so far.
             allowed: bool [V], or None for all.
         """
-        logits = self._penalised(logits, made)
+        logits = self._penalised(self._biased(logits), made)
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
         temperature = 1.0 if self.sampling.temperature is None else self.sampling.temperature
@@ -42,6 +42,12 @@ class Sampler:
             return int(logits.argmax())
         probabilities = self._cut(torch.softmax(logits / temperature, -1))
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def _biased(self, logits: Tensor) -> Tensor:
+        if not self.sampling.bias:
+            return logits
+        tokens, more = zip(*self.sampling.bias, strict=True)
+        return logits.index_add(0, torch.tensor(tokens), torch.tensor(more, dtype=logits.dtype))
 
     def _penalised(self, logits: Tensor, made: Sequence[int]) -> Tensor:
         presence = self.sampling.presence_penalty or 0.0

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studiolo.errors import StudioloError
 from studiolo.language.engines.base import Capabilities
-from studiolo.language.engines.completer import Completion, Piece, Tokens
+from studiolo.language.engines.completer import Completion, Piece, Tokens, check_bias
 from studiolo.language.engines.control_tokens import guidance, silent
 from studiolo.language.engines.masks import Guide
 from studiolo.language.engines.rounds import Job, Rounds
@@ -70,6 +70,7 @@ class TransformersCompleter:
             grammar=True,
             logprobs=True,
             seed=True,
+            bias=True,
             candidates=16,
         )
 
@@ -107,6 +108,7 @@ class TransformersCompleter:
         del self._model
 
     def _job(self, completion: Completion) -> Job:
+        check_bias(completion.sampling, self._config.vocab_size)
         context = self.capabilities.context
         if not completion.prompt or len(completion.prompt) >= context:
             raise InvalidRequestError(

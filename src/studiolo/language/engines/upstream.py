@@ -36,6 +36,7 @@ from studiolo.language.errors import (
     RateLimitError,
     TimedOutError,
     UnknownModelError,
+    UnsupportedError,
     UpstreamError,
 )
 
@@ -202,6 +203,7 @@ def usable_tools(request: Request) -> tuple[Tool, ...]:
     Raises:
         InvalidRequestError: a name that is not declared or is declared twice, no tool where one must be
             called, or parameters that are no JSON Schema.
+        UnsupportedError: a tool that is held to a grammar.
     """
     declared = {tool.name: tool for tool in request.tools}
     if len(declared) < len(request.tools):
@@ -216,6 +218,10 @@ def usable_tools(request: Request) -> tuple[Tool, ...]:
     if request.tool_choice.mode is ToolMode.ANY and not usable:
         raise InvalidRequestError("a tool must be called, and there is none", where="tool_choice")
     for tool in usable:
+        if tool.grammar is not None:
+            raise UnsupportedError(
+                "upstreams hold no function to a grammar", where=f"tools.{tool.name}", remedy="Give a schema."
+            )
         check_schema(tool.parameters or {}, where=f"tools.{tool.name}.parameters")
     return usable
 

@@ -35,6 +35,8 @@ ENUMS: dict[str, tuple[str, ...]] = {
         "MEDIA_RESOLUTION_UNSPECIFIED", "MEDIA_RESOLUTION_LOW", "MEDIA_RESOLUTION_MEDIUM",
         "MEDIA_RESOLUTION_HIGH", "MEDIA_RESOLUTION_ULTRA_HIGH",
     ),
+    "MediaProcessing": ("MEDIA_PROCESSING_UNSPECIFIED", "STATIC"),
+    "Delivery": ("DELIVERY_UNSPECIFIED", "INLINE"),
     "ServiceTier": ("UNSPECIFIED", "STANDARD", "FLEX", "PRIORITY"),
     "Scheduling": ("SCHEDULING_UNSPECIFIED", "SILENT", "WHEN_IDLE", "INTERRUPT"),
     **INTERACTION_ENUMS,
@@ -45,6 +47,9 @@ _SAID = ignored("json", "the server says it")
 _NO_SEARCH = refused("there is no such tool here; declare a function, and answer its calls")
 _LIVE = "of live sessions, which there are none of"
 _SPEECH = refused("answers are text")
+
+_OWN_SIZE = "the model reads media in its own size"
+_CUT = refused("files are not cut here; cut them before")
 
 _SCHEMA: dict[str, Field] = {
     "type": Field("Type"),
@@ -91,8 +96,14 @@ _PART: dict[str, Field] = {
     "thought": FLAG,
     "thoughtSignature": Field("bytes", "kept, and sent back to the upstream that made it"),
     "partMetadata": ignored("object", "it is the client's own"),
-    "videoMetadata": refused("films are not cut here; cut them before"),
-    "mediaResolution": refused("media are read as they are"),
+    "videoMetadata": _CUT,
+    "audioMetadata": _CUT,
+    "documentMetadata": _CUT,
+    "spreadsheetMetadata": _CUT,
+    "mediaResolution": ignored("json", _OWN_SIZE),
+    "mediaProcessing": ignored("MediaProcessing", "STATIC is how media are read; AGENTIC is refused"),
+    "audioTranscription": ignored("json", "sent back from an answer"),
+    "speechMetadata": refused("answers are text"),
     "executableCode": refused("there is no code execution here"),
     "codeExecutionResult": refused("there is no code execution here"),
     "toolCall": refused("tools of the server's side: there are none here"),
@@ -117,7 +128,7 @@ _GENERATION: dict[str, Field] = {
     "thinkingConfig": Field("ThinkingConfig"),
     "responseModalities": several(Field("Modality", "TEXT; IMAGE of models that draw")),
     "imageConfig": Field("ImageConfig", "of pictures; refused where no IMAGE is asked for"),
-    "mediaResolution": refused("media are read as they are", "MediaResolution"),
+    "mediaResolution": ignored("MediaResolution", _OWN_SIZE),
     "speechConfig": _SPEECH,
     "audioTimestamp": refused("sounds have no time stamps here"),
     "audioTranscriptionConfig": _SPEECH,
@@ -127,7 +138,7 @@ _GENERATION: dict[str, Field] = {
     "routingConfig": refused("the model is the one that is named"),
     "modelConfig": refused("the model is the one that is named"),
     "modelSelectionConfig": refused("the model is the one that is named"),
-    "responseFormat": refused("use responseMimeType and responseSchema"),
+    "responseFormat": several(Field("ResponseFormat", "in place of responseMimeType and responseSchema")),
 }
 
 _REQUEST: dict[str, Field] = {
@@ -187,6 +198,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
     },
     "EmbedContentConfig": {
         **_EMBEDDING,
+        "mimeType": ignored("text", "it is text"),
         "documentOcr": refused("texts alone are embedded"),
         "audioTrackExtraction": refused("texts alone are embedded"),
     },
@@ -286,6 +298,9 @@ MESSAGES: dict[str, dict[str, Field]] = {
                 "reinforcementTuningSpec",
                 "fullFineTuningSpec",
                 "veoTuningSpec",
+                "veoLoraTuningSpec",
+                "partnerModelTuningSpec",
+                "distillationSamplingSpec",
                 "evaluationConfig",
             ),
             refused("subjects are taught to the base model, by supervisedTuningSpec"),
@@ -336,8 +351,17 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "FunctionResponsePart": {
         "inlineData": Field("Blob"),
         "fileData": Field("FileData"),
-        "videoMetadata": _PART["videoMetadata"],
-        "mediaResolution": _PART["mediaResolution"],
+        **{
+            name: _PART[name]
+            for name in (
+                "videoMetadata",
+                "mediaResolution",
+                "mediaProcessing",
+                "audioMetadata",
+                "documentMetadata",
+                "spreadsheetMetadata",
+            )
+        },
     },
     "Tool": {
         "functionDeclarations": several("FunctionDeclaration"),
@@ -377,6 +401,22 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "category": Field("HarmCategory", "of text; those of images only OFF or BLOCK_NONE"),
         "threshold": Field("HarmBlockThreshold"),
         "method": Field("HarmBlockMethod", "PROBABILITY; SEVERITY is refused"),
+    },
+    "ResponseFormat": {
+        "text": Field("TextResponseFormat"),
+        "image": Field("ImageResponseFormat", "of models that draw"),
+        "audio": _SPEECH,
+        "video": refused("answers are text and pictures"),
+    },
+    "TextResponseFormat": {
+        "mimeType": _GENERATION["responseMimeType"],
+        "schema": _GENERATION["responseJsonSchema"],
+    },
+    "ImageResponseFormat": {
+        "aspectRatio": _RATIO,
+        "mimeType": _OUTPUT["mimeType"],
+        "imageSize": _NO_SIZE,
+        "delivery": Field("Delivery", "INLINE; URI is refused: pictures come with the answer"),
     },
     "ThinkingConfig": {
         "includeThoughts": Field("flag", "thoughts come in full, where Google sums them up"),

@@ -5,13 +5,10 @@ On the wire they are in snake_case; contents and steps are told apart by their `
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from studiolo.server.gemini.field import Field, emulated, ignored, refused, several
 
 _TEXT, _FLAG = Field("text"), Field("flag")
 _AGENT = refused("there are no agents here; name a model")
-_AS_THEY_ARE = refused("media are read as they are", "text")
 
 INTERACTION_ENUMS: dict[str, tuple[str, ...]] = {
     "InteractionModality": ("TEXT", "IMAGE", "AUDIO", "VIDEO", "DOCUMENT"),
@@ -109,8 +106,8 @@ INTERACTION_MESSAGES: dict[str, dict[str, Field]] = {
         "annotations": ignored("json", "sent back from an answer"),
         "channels": refused("sounds are read as their files have it", "integer"),
         "sampleRate": refused("sounds are read as their files have it", "integer"),
-        "resolution": _AS_THEY_ARE,
-        "processing": replace(_AS_THEY_ARE, type="json"),
+        "resolution": ignored("text", "the model reads media in its own size"),
+        "processing": Field("json", "only static: media are read as they are"),
     },
     "InteractionStep": {
         "type": Field("text", "user_input, model_output, thought, function_call, function_result"),

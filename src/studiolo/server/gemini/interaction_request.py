@@ -186,6 +186,8 @@ def _part(content: Fields, where: str) -> Text | Data | FileRef:
         raise InvalidRequestError(
             "no such type of content", where=f"{where}.type", remedy=f"Say one of {', '.join(CONTENTS)}."
         )
+    if content.get("processing", "static") not in ("static", {"type": "static"}):
+        raise UnsupportedError("media are read as they are", where=f"{where}.processing")
     if ("data" in content) == ("uri" in content):
         raise InvalidRequestError("either data or uri is wanted", where=where)
     mime = content.get("mimeType")

@@ -11,6 +11,7 @@ from studiolo.server.gemini import names
 from studiolo.server.gemini.reading import read
 from studiolo.server.gemini.wire_config import config_of, safety_of
 from studiolo.server.gemini.wire_content import contents_of, system_of
+from studiolo.server.gemini.wire_format import in_old_words
 from studiolo.server.gemini.wire_tools import Fields, tool_choice_of, tools_of
 
 
@@ -41,12 +42,13 @@ def request_from(asked: Fields, model: str) -> Request:
             "* GenerateContentRequest.contents: contents is not specified", where="contents"
         )
     cached = asked.get("cachedContent")
-    kind, wishes = _picture(asked.get("generationConfig", {}).get("imageConfig", {}))
+    config = in_old_words(asked.get("generationConfig", {}))
+    kind, wishes = _picture(config.get("imageConfig", {}))
     return kind(
         model=model,
         **wishes,
         **dict(prefix),
-        config=config_of(asked.get("generationConfig", {})),
+        config=config_of(config),
         safety=safety_of(asked.get("safetySettings", [])),
         cache=names.cached_content(cached) if cached else None,
     )

@@ -18,7 +18,7 @@ from studiolo.language.conversation import (
     ToolChoice,
     ToolMode,
 )
-from studiolo.language.errors import InvalidRequestError, UnsupportedError
+from studiolo.language.errors import InvalidRequestError
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ToolName = r"^[A-Za-z_][A-Za-z0-9_.:-]{0,127}$"
@@ -28,22 +28,14 @@ CUSTOM_INPUT = "input"
 _BRIEF = {"low": "Answer as briefly as you can.", "medium": "", "high": "Answer at length and in detail."}
 
 
-def custom_tool(name: str, description: str, syntax: str | None, rule: str | None, *, where: str) -> Tool:
+def custom_tool(name: str, description: str, syntax: str | None, rule: str | None) -> Tool:
     """A custom tool, whose input is text: as a function of one text.
 
     Args:
         syntax: of the grammar, "lark" or "regex"; None: any text.
 
-    Raises:
-        UnsupportedError: a Lark grammar.
     """
     text: dict[str, Any] = {"type": "string"}
-    if syntax == "lark":
-        raise UnsupportedError(
-            f"the input of the custom tool '{name}' cannot be held to a Lark grammar",
-            where=where,
-            remedy="Give a regular expression, or ask for the text itself under guided_grammar.",
-        )
     if syntax == "regex":
         text["pattern"] = f"^(?:{rule})$"
     schema = {
@@ -52,7 +44,8 @@ def custom_tool(name: str, description: str, syntax: str | None, rule: str | Non
         "required": [CUSTOM_INPUT],
         "additionalProperties": False,
     }
-    return Tool(name=name, description=description, parameters=schema)
+    grammar = rule if syntax == "lark" else None
+    return Tool(name=name, description=description, parameters=schema, grammar=grammar)
 
 
 def tool_choice(

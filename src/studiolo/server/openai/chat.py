@@ -28,6 +28,7 @@ from studiolo.server.studio import Studio, studio_of
 
 FIELDS = {
     "cache": "cached_content",
+    "config.bias": "logit_bias",
     "config.candidates": "n",
     "config.format": "response_format",
     "config.frequency_penalty": "frequency_penalty",

@@ -188,10 +188,10 @@ def _result(message: w.ToolMessage, names: dict[str, str], where: str) -> CallRe
 
 
 def _tools(declared: Iterable[w.Tool]) -> tuple[Tool, ...]:
-    return tuple(_tool(tool, f"tools[{number}]") for number, tool in enumerate(declared))
+    return tuple(_tool(tool) for tool in declared)
 
 
-def _tool(tool: w.Tool, where: str) -> Tool:
+def _tool(tool: w.Tool) -> Tool:
     if isinstance(tool, w.FunctionTool):
         told = tool.function
         return Tool(name=told.name, description=told.description or "", parameters=told.parameters)
@@ -202,7 +202,6 @@ def _tool(tool: w.Tool, where: str) -> Tool:
         custom.description or "",
         grammar.syntax if grammar else None,
         grammar.definition if grammar else None,
-        where=where,
     )
 
 
@@ -237,6 +236,7 @@ def _config(chat: w.ChatRequest, show: Show) -> GenerationConfig:
         stop=tuple(stops),
         presence_penalty=chat.presence_penalty,
         frequency_penalty=chat.frequency_penalty,
+        bias=tuple((int(token), bias) for token, bias in (chat.logit_bias or {}).items()),
         candidates=chat.n or 1,
         logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
         format=asked.guided(

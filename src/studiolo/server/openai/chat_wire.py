@@ -196,7 +196,7 @@ class Custom(Wire):
 
 class CustomTool(Wire):
     type: Literal["custom"]
-    custom: Annotated[Custom, emulated("as a function of one text; a Lark grammar is refused")]
+    custom: Annotated[Custom, emulated("as a function of one text; upstreams take no Lark grammar")]
 
 
 Tool = Annotated[FunctionTool | CustomTool, Field(discriminator="type")]
@@ -313,6 +313,11 @@ class ChatRequest(Extensions):
     model: str = Field(min_length=1)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None,
+        Field(max_length=1024),
+        emulated("by ids of the model's own vocabulary; upstreams take none"),
+    ] = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -354,8 +359,5 @@ class ChatRequest(Extensions):
     audio: Annotated[Any, refused("answers are in text")] = None
     function_call: Annotated[Any, refused("it was replaced by tool_choice")] = None
     functions: Annotated[Any, refused("it was replaced by tools", [])] = None
-    logit_bias: Annotated[
-        dict[str, float] | None, refused("engines differ in their tokens, and take no bias", {})
-    ] = None
     moderation: Annotated[Any, refused("use safety, or a context with safety settings")] = None
     web_search_options: Annotated[Any, refused("nothing is searched on the web")] = None

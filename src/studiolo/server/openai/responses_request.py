@@ -215,11 +215,11 @@ def _system(items: Iterable[Located]) -> Iterator[str]:
 
 
 def _tools(declared: Iterable[w.Tool]) -> tuple[Tool, ...]:
-    made = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(declared)]
+    made = [_tool(tool) for tool in declared]
     return tuple(tool for tool in made if tool is not None)
 
 
-def _tool(tool: w.Tool, where: str) -> Tool | None:
+def _tool(tool: w.Tool) -> Tool | None:
     match tool:
         case w.FunctionTool():
             return Tool(
@@ -235,7 +235,6 @@ def _tool(tool: w.Tool, where: str) -> Tool | None:
                 tool.description or "",
                 grammar.syntax if grammar else None,
                 grammar.definition if grammar else None,
-                where=where,
             )
         case w.ImageTool():
             return None

@@ -248,7 +248,7 @@ class CustomTool(Wire):
     description: str | None = None
     format: Annotated[
         Annotated[TextForm | GrammarForm, Field(discriminator="type")] | None,
-        emulated("as a function of one text; a Lark grammar is refused"),
+        emulated("as a function of one text; upstreams take no Lark grammar"),
     ] = None
     allowed_callers: Annotated[Any, refused("the model itself calls", ["direct"])] = None
     defer_loading: Annotated[Any, refused("tools are told at once", False)] = None
