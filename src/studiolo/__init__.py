@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from studiolo.drawing.model import load
     from studiolo.dreambooth.trainer import train  # with scores, from evaluation.training
     from studiolo.evaluation.scores import score
+    from studiolo.formats.converting import convert
+    from studiolo.formats.merging import merge
     from studiolo.language.asking import Chat, ask, count_tokens, embed, keep
 
 __version__ = "0.1.0"
@@ -26,10 +28,12 @@ __all__ = [
     "StudioloError",
     "__version__",
     "ask",
+    "convert",
     "count_tokens",
     "embed",
     "keep",
     "load",
+    "merge",
     "score",
     "train",
 ]
@@ -38,6 +42,8 @@ _HOMES = {
     "load": "studiolo.drawing.model",
     "train": "studiolo.evaluation.training",
     "score": "studiolo.evaluation.scores",
+    "convert": "studiolo.formats.converting",
+    "merge": "studiolo.formats.merging",
     "ask": "studiolo.language.asking",
     "Chat": "studiolo.language.asking",
     "count_tokens": "studiolo.language.asking",

@@ -17,10 +17,12 @@ from studiolo.cli import (
     bench,
     chat,
     contexts,
+    convert,
     demo,
     extract,
     generate,
     keys,
+    merge,
     models,
     reproduce,
     score,
@@ -59,6 +61,7 @@ def _options(
 
 for _command in (
     *(train.train, generate.generate, score.score, reproduce.reproduce, demo.demo),
+    *(convert.convert, merge.merge),
     *(ask.ask, chat.chat, extract.extract, serve.serve),
 ):
     app.command()(_command)

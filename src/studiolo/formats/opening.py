@@ -41,7 +41,7 @@ def native_size(model: str | Path | ModelRef) -> tuple[int, int]:
     for _ in range(_DEEPEST):
         if not is_adapter(ref):
             break
-        ref = resolve(_base_name(ref))
+        ref = base_of(ref)
     if ref.path.is_file():
         configs = describe(ref.path).configs
     else:
@@ -76,14 +76,15 @@ def _on_its_base(ref: ModelRef, dtype: torch.dtype, deepest: int) -> Components:
     """The base of an adapter with the adapter merged into its weights."""
     adapter = load_adapter(ref.path)
     # Merged in float32, and rounded once: as a merged model would be that was exported.
-    components = _open(resolve(_base_name(ref)), torch.float32, deepest)
+    base = base_of(ref)
+    components = _open(base, torch.float32, deepest)
     told = (ref.card.get("base") or {}).get("fingerprint")
     if told and components.fingerprint() != told:
         raise StudioloError(
-            f"its base model, {_base_name(ref)}, is not the one that it was taught on",
+            f"its base model, {base.name}, is not the one that it was taught on",
             where=ref.path,
-            remedy=f"Put that one back; or put the adapter on this one: "
-            f"studiolo merge {_base_name(ref)} {ref.path} --out MODEL",
+            remedy=f"Put that one back, or put the adapter on this one: "
+            f"studiolo merge {base.name} {ref.path} --out MODEL",
         )
     adapter.put_on(components)
     recipe = ref.card.get("recipe") or {}
@@ -92,10 +93,11 @@ def _on_its_base(ref: ModelRef, dtype: torch.dtype, deepest: int) -> Components:
     return components.to(dtype=dtype)
 
 
-def _base_name(ref: ModelRef) -> str:
+def base_of(ref: ModelRef) -> ModelRef:
+    """The model that an adapter is put on, as its card names it."""
     name = (ref.card.get("base") or {}).get("name")
     if not isinstance(name, str):
         raise StudioloError(
             "the card of this adapter names no base", where=ref.path, remedy="Export it again."
         )
-    return name
+    return resolve(name)

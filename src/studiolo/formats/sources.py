@@ -1,0 +1,114 @@
+"""What a name, folder or file holds: a whole model, an adapter, or the embedding of a word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from studiolo.diffusion.components import Components
+from studiolo.errors import StudioloError
+from studiolo.formats.adapter_folder import Adapter, load_adapter
+from studiolo.formats.compvis import UNET
+from studiolo.formats.embeddings import is_embedding, read_embedding
+from studiolo.formats.lora import fitted, read_adapter
+from studiolo.formats.lora import is_adapter as has_adapter_names
+from studiolo.formats.opening import base_of, is_adapter
+from studiolo.formats.pickles import read_object
+from studiolo.formats.tensors import SAFETENSORS, float_types, read_tensors
+from studiolo.models.registry import SINGLE_FILES, ModelRef, resolve
+from studiolo.store.files import sha256_file
+
+Kind = Literal["model", "adapter", "embedding"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that was found under a name or path, and what it holds."""
+
+    ref: ModelRef
+    kind: Kind
+
+    @property
+    def is_file(self) -> bool:
+        return self.ref.path.is_file()
+
+    def adapter(self) -> Adapter:
+        """What it puts on a base; for sources that are no model."""
+        if self.kind == "embedding":
+            return read_embedding(self.ref.path)
+        return Adapter(read_adapter(self.ref.path)) if self.is_file else load_adapter(self.ref.path)
+
+    def trace(self) -> dict[str, Any]:
+        """Where something was made from, for a card: name, kind, and what the weights are known by."""
+        told: dict[str, Any] = {"name": self.ref.name, "kind": self.kind}
+        if self.is_file:
+            return told | {"sha256": sha256_file(self.ref.path)}
+        files = sorted(file for file in self.ref.path.rglob("*.safetensors") if file.is_file())
+        return told | {"sha256": {str(file.relative_to(self.ref.path)): sha256_file(file) for file in files}}
+
+    def subjects(self) -> list[dict[str, Any]]:
+        """Whom it was taught: name, class noun and identifier of each."""
+        card = self.ref.card
+        alone = {
+            "name": card.get("name"),
+            "class_noun": card.get("class_noun"),
+            "identifier": card.get("identifier"),
+        }
+        return list(card.get("subjects") or ([alone] if card.get("class_noun") else []))
+
+
+def find(name_or_path: str | Path) -> Source:
+    """What lies there.
+
+    Raises:
+        StudioloError: nothing does, or it cannot be read.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file() and path.suffix.lower() in SINGLE_FILES | {".bin"}:
+        ref = resolve(path) if path.suffix.lower() in SINGLE_FILES else ModelRef(path.stem, path, "file")
+    else:
+        ref = resolve(name_or_path)
+    if ref.path.is_file():
+        return Source(ref, _kind_of_file(ref.path))
+    return Source(ref, "adapter" if is_adapter(ref) else "model")
+
+
+def put_on(adapter: Adapter, components: Components, weight: float = 1.0) -> None:
+    """Puts an adapter of any file on a model, in place; see `Adapter.put_on`."""
+    Adapter(fitted(adapter.state, components), adapter.words).put_on(components, weight)
+
+
+def stored_dtype(ref: ModelRef) -> torch.dtype:
+    """The float type that holds all weights of a model as they are stored; of an adapter, its base's."""
+    while is_adapter(ref):
+        ref = base_of(ref)
+    files = [ref.path] if ref.path.is_file() else sorted(ref.path.rglob("*.safetensors"))
+    found = set().union(*(float_types(_weights(file)) for file in files))
+    return found.pop() if len(found) == 1 and found <= {torch.float16, torch.bfloat16} else torch.float32
+
+
+def _weights(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that are of the model; empty ones are flags."""
+    tensors = read_tensors(file)
+    return {name: t for name, t in tensors.items() if t.numel() and not name.startswith("model_ema.")}
+
+
+def _kind_of_file(file: Path) -> Kind:
+    told = read_tensors(file) if file.suffix.lower() == SAFETENSORS else read_object(file)
+    inner = told.get("state_dict", told) if isinstance(told, dict) else {}
+    names = {name: None for name in inner if isinstance(name, str)} if isinstance(inner, dict) else {}
+    if any(name.startswith(UNET) for name in names):
+        return "model"
+    if has_adapter_names(names):
+        return "adapter"
+    if is_embedding(told):
+        return "embedding"
+    some = next(iter(names), "?")
+    raise StudioloError(
+        f"neither a model nor an adapter nor an embedding: its weights are named like {some}",
+        where=file,
+        remedy="Give a checkpoint in CompVis' names, a LoRA, or a file of textual inversion.",
+    )
