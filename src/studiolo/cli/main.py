@@ -5,6 +5,7 @@ Every command imports what it needs when it runs, so that `studiolo --help` star
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -27,9 +28,11 @@ from studiolo.cli import (
     reproduce,
     score,
     serve,
+    sweep,
     train,
 )
 from studiolo.errors import StudioloError
+from studiolo.language.engines.native import waiting
 
 app = typer.Typer(
     name="studiolo",
@@ -60,7 +63,7 @@ def _options(
 
 
 for _command in (
-    *(train.train, generate.generate, score.score, reproduce.reproduce, demo.demo),
+    *(train.train, sweep.sweep, generate.generate, score.score, reproduce.reproduce, demo.demo),
     *(convert.convert, merge.merge),
     *(ask.ask, chat.chat, extract.extract, serve.serve),
 ):
@@ -74,6 +77,7 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Runs the command line. Bad input ends with exit code 2 and one clear message, Ctrl-C with 130."""
+    os.environ.update(waiting(os.environ))  # before torch and llama.cpp are loaded
     try:
         app()
     except StudioloError as error:

@@ -1,0 +1,94 @@
+"""`studiolo sweep`: which settings teach this subject best?"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Method(StrEnum):
+    grid = "grid"
+    random = "random"
+    tpe = "tpe"
+
+
+def sweep(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Images of the subject, or folders of them.", show_default=False),
+    ] = None,
+    class_noun: Annotated[
+        str | None, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
+    ] = None,
+    params: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            metavar="KEY=VALUES",
+            help="What to try: steps=100,200, steps=100..400:50, learning_rate=1e-5..1e-3:log. Repeatable.",
+        ),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(help="All combinations, random ones, or by a model of the scores so far (TPE)."),
+    ] = Method.tpe,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trainings in all; a grid has its own number.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Teach this model; else the recipe's.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What all trials share, in YAML.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One shared setting. Repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the search; that of the trainings is a setting.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("sweep"),
+) -> None:
+    """Try settings of the training and rank them by their scores.
+
+    studiolo sweep photos/ --class fox --param learning_rate=1e-4..1e-3:log --param steps=100,200 --trials 12
+
+    The same command goes on where it was stopped, and several at the same time share the work.
+    """
+    from studiolo.dreambooth.recipe import Recipe
+    from studiolo.dreambooth.trainer import Interrupted
+    from studiolo.errors import StudioloError
+    from studiolo.evaluation.space import FORMS, parse_parameter
+    from studiolo.evaluation.sweep import Sweep
+
+    chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
+    given = {
+        "images": [str(path.absolute()) for path in images or []],
+        "class_noun": class_noun,
+        "base": base,
+    }
+    chosen = chosen.with_values({key: value for key, value in given.items() if value})
+    if not (chosen.images and chosen.class_noun):
+        raise StudioloError(
+            "to be given: images of the subject and the class noun",
+            remedy="studiolo sweep IMAGES --class fox --param steps=100,200,400 --method grid",
+        )
+    if not params:
+        raise StudioloError("nothing to try", where="--param", remedy=FORMS)
+    search = Sweep(
+        chosen,
+        [parse_parameter(text) for text in params],
+        out.absolute(),
+        method.value,
+        trials,
+        seed,
+        lambda text: typer.echo(text, err=True),
+    )
+    try:
+        board = search.run()
+    except Interrupted as stopped:
+        typer.echo(f"\n{stopped.message}. The same command goes on from here.", err=True)
+        raise typer.Exit(128 + stopped.signum) from None
+    typer.echo(board.text(), nl=False)
+    typer.echo(f"Best recipe: {out / 'best.yaml'}  Leaderboard: {out / 'leaderboard.html'}")
