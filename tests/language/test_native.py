@@ -1,4 +1,4 @@
-"""llama.cpp's package is loaded so that its threads soon sleep while they wait. Asked of libgomp itself."""
+"""The libraries are loaded so that their threads soon sleep while they wait. Asked of libgomp itself."""
 
 from __future__ import annotations
 
@@ -26,8 +26,23 @@ print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
     ],
 )
 def test_threads_soon_sleep_unless_the_user_says_otherwise(said, left, known):
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    env = own | said | {"OMP_DISPLAY_ENV": "verbose"}
-    done = subprocess.run([sys.executable, "-c", _LOAD], env=env, capture_output=True, text=True, check=True)
+    done = run(said, "-c", _LOAD)
     assert done.stdout.strip() == left
     assert known in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the libraries for other systems are not libgomp")
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [({}, "GOMP_SPINCOUNT = '300'"), ({"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY = 'ACTIVE'")],
+)
+def test_those_of_torch_too_in_the_command_line(said, known):
+    done = run(said, "-m", "studiolo.cli.main", "generate", "a fox", "--steps", "0")
+    assert "Error: " in done.stderr
+    assert known in done.stderr
+
+
+def run(said, *command):
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    env = own | said | {"OMP_DISPLAY_ENV": "verbose"}
+    return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)

@@ -30,7 +30,7 @@ from studiolo.jobs.queue import BULK, Queue
 from studiolo.jobs.runwatch import News, RunWatch
 from studiolo.jobs.sharing import Sharing, Training
 from studiolo.language.conversation import Value
-from studiolo.language.engines.native import SPINS
+from studiolo.language.engines.native import waiting
 from studiolo.language.errors import InvalidRequestError
 from studiolo.models import registry
 from studiolo.store.database import Database, Moment, metadata
@@ -43,8 +43,6 @@ STALE = 3600.0
 """Seconds after which nobody is taking a tuning in any more."""
 PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
-_SHARING = {"GOMP_SPINCOUNT": SPINS}
-"""The cores are shared with the server: threads that wait for each other are to sleep soon."""
 _OURS = ("name", "base", "class_noun")
 _PATHS = ("images", "masks", "subjects", "scores.weights", "scores.text_weights")
 """Fields of a recipe that no client sets: what has a place of its own, and paths on this machine."""
@@ -122,8 +120,8 @@ class TuningRecord(Value):
 
 
 class TuningEvent(Value):
-    """Something that happened. `kind` is "state", "step" (`data` are its losses), "score" (`data` are those of a
-    step, and whether it is the `best` so far), "preview" or "checkpoint" (`data` names its file)."""
+    """Something that happened. `kind` is "state", "step" (`data` are its losses), "score" (those of a
+    step, and whether it is the best so far), "preview" or "checkpoint" (`data` names its file)."""
 
     number: int
     kind: str
@@ -356,7 +354,8 @@ class Tunings:
             process = subprocess.Popen(
                 [sys.executable, "-m", "studiolo.jobs.leash", str(folder)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log,
-                env={**_SHARING, **os.environ, "STUDIOLO_HOME": str(home())},
+                # The cores are shared with the server.
+                env={**os.environ, **waiting(os.environ), "STUDIOLO_HOME": str(home())},
             )  # fmt: skip
         ended = asyncio.ensure_future(asyncio.to_thread(process.wait))
         stop: asyncio.Future[Any] = asyncio.ensure_future(cancelled.wait())
