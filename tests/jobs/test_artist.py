@@ -50,6 +50,39 @@ def test_progress_counts_the_steps_of_all_pictures(tiny):
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
+def test_calls_of_samplers_with_two_a_step_are_counted(tiny):
+    seen = []
+    drawing = Artist().draw(
+        tiny,
+        "a fox",
+        steps=3,
+        sampler="heun",
+        more={"spacing": "trailing"},
+        progress=lambda *s: seen.append(s),
+    )
+    (picture,) = asyncio.run(drawing)
+    assert seen == [(i, 5) for i in range(1, 6)]
+    record = read_provenance(io.BytesIO(picture.png))
+    assert (record.settings["sampler"], record.settings["spacing"]) == ("heun", "trailing")
+
+
+def test_a_picture_within_a_mask(tiny):
+    def file(image):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    photo, mask = Image.new("RGB", (32, 32), "red"), Image.new("L", (32, 32))
+    mask.paste(255, (16, 0, 32, 32))
+    drawing = Artist().draw(tiny, "a fox", init=file(photo), mask=file(mask), strength=0.9, steps=3)
+    (picture,) = asyncio.run(drawing)
+    image = Image.open(io.BytesIO(picture.png))
+    assert image.crop((0, 0, 16, 32)).getcolors() == [(16 * 32, (255, 0, 0))]
+    assert len(image.crop((16, 0, 32, 32)).getcolors(512)) > 9
+    with pytest.raises(StudioloError, match="32x32"):
+        asyncio.run(Artist().draw(tiny, "a fox", init=file(photo), mask=file(mask.resize((8, 8)))))
+
+
 def test_sketches_come_before_the_picture_and_change_nothing(tiny):
     seen = []
     sketched = Artist().draw(

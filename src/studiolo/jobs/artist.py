@@ -7,10 +7,10 @@ import gc
 import io
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from studiolo.errors import StudioloError
 from studiolo.jobs.queue import BULK, FIRST
@@ -67,6 +67,13 @@ class Order:
     steps: int = 30
     guidance: float = 5.0
     sampler: str = "ddim"
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of `diffusion.sampler_settings.SamplerSettings`."""
+    init: bytes | None = None
+    """A picture file to begin from; with `mask`, one of the same size, only where that is white."""
+    mask: bytes | None = None
+    strength: float = 0.6
+    keep: bool = True
 
 
 class Artist:
@@ -109,6 +116,11 @@ class Artist:
         guidance: float | None = None,
         negative: str | None = None,
         sampler: str | None = None,
+        more: Mapping[str, Any] | None = None,
+        init: bytes | None = None,
+        mask: bytes | None = None,
+        strength: float | None = None,
+        keep: bool | None = None,
         interactive: bool = True,
         progress: Progress | None = None,
         sketches: int = 0,
@@ -120,6 +132,8 @@ class Artist:
         the denoising step at work.
 
         Args:
+            more: other fields of `diffusion.sampler_settings.SamplerSettings`.
+            init, mask, strength, keep: what to begin from, as `drawing.given.give` takes it, as files' bytes.
             sketches: of each picture on its way, at even distances, as far as it has steps for them; they go
                 to `on_sketch`.
 
@@ -134,7 +148,8 @@ class Artist:
             raise InvalidRequestError(f"{n} pictures", where="n", remedy=f"Ask for 1 to {MOST}.")
         first = secrets.randbelow(2**32 - n) if seed is None else seed
         given = {"width": width, "height": height, "steps": steps, "guidance": guidance,
-                 "negative": negative, "sampler": sampler}  # fmt: skip
+                 "negative": negative, "sampler": sampler, "more": more, "init": init, "mask": mask,
+                 "strength": strength, "keep": keep}  # fmt: skip
         order = Order(
             [(prompt, first + i) for i in range(n)],
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
@@ -155,14 +170,14 @@ class Artist:
     ) -> list[Picture]:
         """Draws all of an order in one turn; raises as `draw` does."""
         loop, stop = asyncio.get_running_loop(), threading.Event()
-        total = order.steps * -(-len(order.requests) // BATCH)
-        done = 0
+        batches, done = -(-len(order.requests) // BATCH), 0
 
         def on_step(drawer: ImageModel, step: Step) -> None:
             nonlocal done
             if stop.is_set():
                 raise _Stopped
             done += 1
+            total = step.total * batches
             if progress is not None:
                 loop.call_soon_threadsafe(progress, min(done, total), total)
             if on_sketch is not None and (number := _sketch_at(step, sketches)) is not None:
@@ -207,11 +222,13 @@ class Artist:
         self._sharing.give_back()
 
     def _draw(self, model: ImageModel, order: Order, on_step: OnStep) -> list[Picture]:
-        from studiolo.diffusion.samplers import SamplerSettings
+        from studiolo.diffusion.sampler_settings import SamplerSettings
+        from studiolo.drawing.given import give
 
         _check_size(model, order)
         requests = [model.request(prompt, seed, order.negative) for prompt, seed in order.requests]
-        settings = SamplerSettings(order.sampler, order.steps, order.guidance)
+        settings = SamplerSettings(order.sampler, order.steps, order.guidance, **order.more)
+        given = give(order.init, order.mask, order.strength, order.keep)
         notes = tuple(model.notes(requests))
         drawn = model.draw(
             requests,
@@ -219,6 +236,7 @@ class Artist:
             width=order.width,
             height=order.height,
             batch_size=BATCH,
+            given=given,
             on_step=lambda step: on_step(model, step),
         )
         return [
@@ -286,7 +304,7 @@ def _sketched(model: ImageModel, step: Step) -> list[bytes]:
     """What the pictures will look like, as far as the model can tell at this step, as PNG files."""
     from PIL import Image
 
-    from studiolo.diffusion.sampling import decode_latents
+    from studiolo.diffusion.autoencoding import decode_latents
 
     files = []
     for pixels in decode_latents(model.components, step.clean):
