@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from studiolo.diffusion.components import Components
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.trainer import train
+from studiolo.formats.diffusers_folder import save_components
 from tiny import tiny_folder
 
 QUICK: dict[str, Any] = {
@@ -29,15 +31,16 @@ QUICK: dict[str, Any] = {
 }
 
 
-def lesson(folder: Path) -> dict[str, Path]:
-    """A tiny base model and three images of noise, as arguments of `train`."""
+def lesson(folder: Path, base: Components | None = None) -> dict[str, Path]:
+    """A tiny base model (another one with `base`) and three images of noise, as arguments of `train`."""
     folder.mkdir(parents=True, exist_ok=True)
     images = folder / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
     for i in range(3):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(images / f"{i}.png")
-    return {"images": images, "base": tiny_folder(folder)}
+    path = tiny_folder(folder) if base is None else save_components(base, folder / "model")
+    return {"images": images, "base": path}
 
 
 def teach(given: dict[str, Path], out: Path, **settings: Any) -> ImageModel:
