@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -15,11 +14,8 @@ from pydantic import BaseModel, TypeAdapter
 from talking import Exactly, client_of, done, speaking
 
 from language.stub import EOS, Reply, StubEngine
-from studiolo.errors import NotFoundError
 from studiolo.language import conversation as c
 from studiolo.language.errors import RateLimitError, TooLongError, UpstreamError
-from studiolo.server.kept import LIFETIME, Kept, KeptAnswers
-from studiolo.store.database import Database
 
 WEATHER: Any = {
     "type": "function",
@@ -209,25 +205,6 @@ def test_what_is_not_to_be_kept_is_not(serve):
     assert made.to_dict()["store"] is False
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(made.id)
-
-
-def test_kept_for_one_key_and_for_a_time(tmp_path):
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    kept = KeptAnswers(Database(f"sqlite:///{tmp_path / 'a.sqlite'}"), clock=lambda: now)
-    kept.keep(Kept("response", "resp_1", "ada", "m", {}, []))
-    kept.keep(Kept("response", "resp_2", "ada", "m", {}, [], previous="resp_1"))
-    told = [one.id for one in kept.conversation("response", "resp_2", "ada", where="x")]
-    assert told == ["resp_1", "resp_2"]
-    for kind, owner in (("response", None), ("response", "bob"), ("interaction", "ada")):
-        with pytest.raises(NotFoundError):
-            kept.get(kind, "resp_1", owner)
-        with pytest.raises(NotFoundError):
-            kept.delete(kind, "resp_1", owner)
-    now += LIFETIME
-    with pytest.raises(NotFoundError):
-        kept.get("response", "resp_1", "ada")
-    now -= timedelta(seconds=1)
-    assert kept.get("response", "resp_1", "ada").previous is None
 
 
 # --- forms, thoughts, ends --------------------------------------------------------------------------------

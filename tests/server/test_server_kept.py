@@ -1,0 +1,120 @@
+"""Answers that are kept, in each kind of database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from studiolo.errors import NotFoundError
+from studiolo.server.kept import LIFETIME, Kept, KeptAnswers
+from studiolo.store.database import Database
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def kept(database_url, clock) -> Iterator[KeptAnswers]:
+    database = Database(database_url)
+    yield KeptAnswers(database, worker="here", clock=clock)
+    database.close()
+
+
+def answer(id_: str, owner: str | None = "ada", **more: Any) -> Kept:
+    return Kept(
+        **{"kind": "response", "id": id_, "owner": owner, "model": "m", "body": {}, "sent": []} | more
+    )
+
+
+def test_kept_for_one_key_and_for_a_time(kept, clock):
+    kept.keep(answer("r1", body={"text": "NUL \0, ü"}, sent=[{"a": 1}]))
+    kept.keep(answer("r2", previous="r1"))
+    assert [one.id for one in kept.conversation("response", "r2", "ada", where="x")] == ["r1", "r2"]
+    for kind, owner in (("response", None), ("response", "bob"), ("interaction", "ada")):
+        with pytest.raises(NotFoundError):
+            kept.get(kind, "r1", owner)
+        with pytest.raises(NotFoundError):
+            kept.delete(kind, "r1", owner)
+    clock.now += LIFETIME - timedelta(seconds=1)
+    one = kept.get("response", "r1", "ada")
+    assert (one.body, one.sent, one.previous) == ({"text": "NUL \0, ü"}, [{"a": 1}], None)
+    clock.now += timedelta(seconds=1)
+    with pytest.raises(NotFoundError):
+        kept.get("response", "r1", "ada")
+
+
+@pytest.mark.parametrize("name", ["", "r'; --", "../r", "r" * 81, "ü"])
+def test_names_that_are_none(kept, name):
+    with pytest.raises(NotFoundError):
+        kept.get("response", name, None)
+
+
+def test_a_way_back_that_is_gone(kept):
+    kept.keep(answer("r1"))
+    kept.keep(answer("r2", previous="r1"))
+    kept.delete("response", "r1", "ada")
+    with pytest.raises(NotFoundError) as told:
+        kept.conversation("response", "r2", "ada", where="previous")
+    assert told.value.where == "previous"
+
+
+def test_pages(kept, clock):
+    for number in range(6):  # two at each moment: then the name decides
+        labels = {"odd": str(number % 2)}
+        kept.keep(answer(f"r{number}", kind="completion", body={"metadata": labels}, model=f"m{number % 3}"))
+        clock.now += timedelta(seconds=number % 2)
+    kept.keep(answer("other", owner=None, kind="completion"))
+
+    def read(**wishes: Any) -> list[str]:
+        found, after, more = [], None, True
+        while more:
+            page, more = kept.page("completion", "ada", size=2, after=after, **wishes)
+            found += [one.id for one in page]
+            after = found[-1] if found else None
+        return found
+
+    names = [f"r{number}" for number in range(6)]
+    assert read() == names
+    assert read(newest_first=True) == names[::-1]
+    assert read(labels={"odd": "1"}) == names[1::2]
+    assert read(model="m2") == ["r2", "r5"]
+    assert read(labels={"odd": "2"}) == []
+
+
+def test_what_is_being_made(kept, database_url, clock):
+    kept.keep(answer("r1", running=True))
+    kept.keep(answer("r2", running=True))
+    kept.keep(answer("r3"))
+    kept.end(answer("r2", body={"status": "completed"}, events=[{"n": 1}]))
+    kept.end(answer("gone"))  # it was deleted meanwhile, and stays so
+    assert [one.id for one in kept.left("response")] == ["r1"]
+    assert kept.left("interaction") == []
+    other = Database(database_url)
+    assert KeptAnswers(other, worker="there", clock=clock).left("response") == []
+    other.close()
+    ended = kept.get("response", "r2", "ada")
+    assert (ended.running, ended.body, ended.events) == (False, {"status": "completed"}, [{"n": 1}])
+    with pytest.raises(NotFoundError):
+        kept.get("response", "gone", "ada")
+
+
+def test_a_change_changes_nothing_else(kept):
+    kept.keep(answer("r1", body={"a": 1, "metadata": {"x": "y"}}))
+    assert kept.change("response", "r1", "ada", {"metadata": {}}).body == {"a": 1, "metadata": {}}
+    with pytest.raises(NotFoundError):
+        kept.change("response", "r1", "bob", {"a": 2})
