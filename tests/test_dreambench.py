@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from lessons import QUICK
 from studiolo.cli.main import app
 from studiolo.errors import StudioloError
-from studiolo.evaluation.bench import CLASS_PICTURES, find_subjects
+from studiolo.evaluation.bench import CLASS_PICTURES, Bench, find_subjects
 from studiolo.evaluation.dreambench import (
     CLASS_NOUNS,
     LIVE_PROMPTS,
@@ -196,7 +196,6 @@ def test_missing_weights_of_lpips_say_where_to_get_them(tmp_path, dino):
 
 def test_the_scores_of_a_subject_are_means_over_pairs_then_prompts(dino, clip, alexnet):
     judges = load_judges(("dino", "clip"), {"dino": dino, "clip": clip, "lpips": alexnet})
-    assert judges.notes == []
     real, of_class = pictures(3, 1), pictures(4, 2)
     by_prompt = {"a fox on the beach": pictures(2, 3), "a fox in the snow": pictures(3, 4)}
     found = judges.scores(real, by_prompt, of_class)
@@ -219,11 +218,10 @@ def test_the_scores_of_a_subject_are_means_over_pairs_then_prompts(dino, clip, a
     )
 
 
-def test_what_the_eye_cannot_say_is_left_out_and_told():
+def test_what_the_eye_cannot_say_is_left_out():
     judges = load_judges()
     found = judges.scores(pictures(2), {"a": pictures(1, 1)}, pictures(2, 2))
-    assert found.keys() == {"eye", "real_eye", "pres"}  # one picture has no diversity
-    assert len(judges.notes) == 2
+    assert found.keys() == {"eye", "real_eye", "pres_eye"}  # one picture has no diversity
     with pytest.raises(StudioloError, match="nobody asked"):
         load_judges(("eye",), {"dino": "x"})
     assert isinstance(judges, Judges)
@@ -312,3 +310,9 @@ def test_a_benchmark_goes_on_where_it_was_stopped(dataset, tmp_path, monkeypatch
     other = CliRunner().invoke(app, [*arguments, "--seed", "3"])
     assert isinstance(other.exception, StudioloError)
     assert "other settings: seed" in other.exception.message
+
+
+def test_photographs_are_judged_as_large_as_they_are(dataset, tmp_path):
+    lesson = Bench(dataset, tmp_path, {"dog6": "dog"}).lessons[0]
+    assert [image.size for image in lesson.real()] == [(48, 40)] * 2
+    assert lesson.real()[0].tobytes() == Image.open(dataset / "dog6" / "00.jpg").convert("RGB").tobytes()

@@ -18,10 +18,11 @@ from PIL import Image
 from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.drawing.model import ImageModel
 from studiolo.drawing.prompts import fill_identifier
+from studiolo.dreambooth.images import decode, read_bytes
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe, fill
 from studiolo.dreambooth.run import Run
-from studiolo.dreambooth.subject import load_subject
+from studiolo.dreambooth.sources import find_images
 from studiolo.errors import StudioloError
 from studiolo.evaluation import training
 from studiolo.evaluation.bench_report import BenchReport
@@ -95,9 +96,9 @@ class Lesson:
         return prompts_for(self.class_noun)
 
     def real(self) -> list[Image.Image]:
-        """The photographs of the subject."""
-        subject = load_subject(self.bench.data / self.subject, self.class_noun, min_size=1)
-        return [image.image for image in subject.images]
+        """All photographs of the subject, as large as they are."""
+        files, _ = find_images([self.bench.data / self.subject], with_captions=False)
+        return [decode(read_bytes(file), file)[0] for file in files if isinstance(file, Path)]
 
     def teach(self, display: Display) -> ImageModel:
         """The taught model: what is there already, gone on with, or made."""
@@ -205,7 +206,7 @@ def run_bench(
     """
     _check_folder(bench)
     rows: list[dict[str, Any]] = []
-    report = BenchReport(bench, rows, judges.notes)
+    report = BenchReport(bench, rows)
     begun = time.monotonic()
     fresh = 0
     for number, lesson in enumerate(bench.lessons, start=1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 from studiolo.drawing.sheet import contact_sheet
 from studiolo.evaluation.dreambench import PUBLISHED, Published, plain
 from studiolo.evaluation.pages import STYLE, opened, picture, stacked
-from studiolo.evaluation.published import TITLES, mean_scores
+from studiolo.evaluation.published import PAPERS, TITLES, mean_scores
 from studiolo.store.files import atomic_path
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ class BenchReport:
 
     bench: Bench
     rows: list[dict[str, Any]]
-    notes: Sequence[str]
 
     def overall(self, prior: bool) -> dict[str, float]:
         """The means over the subjects."""
@@ -38,14 +36,13 @@ class BenchReport:
 
     @property
     def columns(self) -> list[str]:
-        """The scores that the rows have, in the order of TITLES."""
-        return [key for key in TITLES if any(key in row["scores"] for row in self.rows)]
+        """The scores that the rows have, and all of the paper's."""
+        return [key for key in TITLES if key in PAPERS or any(key in row["scores"] for row in self.rows)]
 
     def as_dict(self) -> dict[str, Any]:
         """What table.json holds."""
         return {
             "identity": self.bench.identity,
-            "notes": list(self.notes),
             "rows": self.rows,
             "overall": {_with(prior): self.overall(prior) for prior in self.bench.priors},
             "published": [asdict(one) for one in PUBLISHED],
@@ -68,7 +65,7 @@ class BenchReport:
         return [f"{scores[key]:.3f}" if key in scores else "-" for key in self.columns]
 
     def text(self) -> str:
-        """The table for a terminal or a text file, with the notes."""
+        """The table for a terminal or a text file."""
         lines = self.lines()
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         rows = [
@@ -77,7 +74,7 @@ class BenchReport:
             )
             for line in lines
         ]
-        return "\n".join([*rows, "", *self.notes]).rstrip() + "\n"
+        return "\n".join(rows) + "\n"
 
     def save(self) -> Path:
         """Writes everything to the benchmark's folder, each file whole or not at all."""
@@ -107,7 +104,6 @@ class BenchReport:
             + "</tr>\n"
             for line in lines
         )
-        notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in self.notes)
         sheets = "".join(
             f"<h2>{html.escape(lesson.title)}</h2>\n"
             + picture(opened(lesson.folder / "sheet.png"), lesson.title)
@@ -116,7 +112,7 @@ class BenchReport:
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>DreamBooth benchmark</title>'
             f"<style>{STYLE}</style></head>\n<body><h1>DreamBooth benchmark</h1>\n"
-            f"<table><tr>{cells}</tr>\n{body}</table>\n{notes}{sheets}</body></html>\n"
+            f"<table><tr>{cells}</tr>\n{body}</table>\n{sheets}</body></html>\n"
         )
 
 

@@ -23,36 +23,34 @@ from studiolo.evaluation.lpips import Lpips, load_lpips
 from studiolo.evaluation.textimage import TextImage, load_text_image
 
 TITLES = {
+    "eye": "eye",
+    "pres_eye": "PRES (eye)",
+    "pres_clip": "PRES (CLIP-I)",
+    "div_eye": "DIV (eye)",
+    "div_dino": "DIV (DINO)",
+    "div_clip": "DIV (CLIP-I)",
     "dino": "DINO",
     "clip": "CLIP-I",
-    "eye": "eye",
     "clip_t": "CLIP-T",
     "pres": "PRES",
     "div": "DIV",
 }
-"""Of the columns of tables; `real_` before an embedder's name is the likeness of real pictures."""
+"""Of the columns of tables: those that stand in the paper last. `real_` before an embedder's name is the
+likeness of real pictures."""
+PAPERS = ("dino", "clip", "clip_t", "pres", "div")
 
 
 @dataclass(frozen=True)
 class Judges:
-    """Who looks at the pictures. The first embedder also says PRES, and DIV where there is no LPIPS.
+    """Who looks at the pictures.
 
-    Without CLIP there is no CLIP-T.
+    PRES is by DINO, if it is there, else by the first embedder under a name of its own; so is DIV where there
+    is no LPIPS. Without CLIP there is no CLIP-T.
     """
 
     embedders: Mapping[str, Embedder]
     clip: TextImage | None = None
     lpips: Lpips | None = None
-
-    @property
-    def notes(self) -> list[str]:
-        """What differs from the paper because of those who are missing."""
-        found, first = [], next(iter(self.embedders))
-        if first != "dino":
-            found.append(f"PRES is by {TITLES[first]}; the paper's is by DINO.")
-        if self.lpips is None:
-            found.append(f"DIV is 1 - cosine by {TITLES[first]}; the paper's is LPIPS.")
-        return found
 
     def scores(
         self,
@@ -79,9 +77,11 @@ class Judges:
                 self.clip.agreement(pictures, [prompt] * len(pictures))
                 for prompt, pictures in by_prompt.items()
             )
-        first = next(iter(self.embedders.values()))
-        found["pres"] = measures.fidelity(first.embed(of_class), first.embed(real))
-        found["div"] = fmean(self._diversity(first, pictures) for pictures in by_prompt.values())
+        name = "dino" if "dino" in self.embedders else next(iter(self.embedders))
+        judge = self.embedders[name]
+        pres, div = "pres" if name == "dino" else f"pres_{name}", "div" if self.lpips else f"div_{name}"
+        found[pres] = measures.fidelity(judge.embed(of_class), judge.embed(real))
+        found[div] = fmean(self._diversity(judge, pictures) for pictures in by_prompt.values())
         return {key: round(value, 4) for key, value in found.items() if not math.isnan(value)}
 
     def _diversity(self, embedder: Embedder, pictures: Sequence[Image.Image]) -> float:
