@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from studiolo.errors import StudioloError
+from studiolo.models.diffusers_hub import fetch_diffusers
 from studiolo.models.header import read_header
 from studiolo.store.files import atomic_path
 from studiolo.store.paths import models_dir, weights_dir
@@ -34,9 +35,6 @@ Kind = Literal["base", "subject", "folder", "file"]
 _TORCH_SAVES = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# The weights once, in safetensors, without half-precision twins, single-file copies and safety checkers.
-_HUB_WANTED = [INDEX_FILE, "*/*.json", "*/*.txt", "*/*.safetensors"]
-_HUB_UNWANTED = ["*.fp16.safetensors", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
 
 
 class NoSuchModelError(StudioloError):
@@ -191,11 +189,8 @@ def _path_ref(given: Path) -> ModelRef:
 
 
 def _from_hub(hub_id: str) -> ModelRef:
-    # The hub's client is needed for hub names alone, and it is slow to import.
-    from huggingface_hub import snapshot_download
-
     try:
-        path = Path(snapshot_download(hub_id, allow_patterns=_HUB_WANTED, ignore_patterns=_HUB_UNWANTED))
+        path = fetch_diffusers(hub_id)
     except Exception as error:  # its clients raise errors of three libraries for "no network" alone
         raise StudioloError(
             f"no model of this name here, and it could not be had from the hub ({type(error).__name__})",
