@@ -17,8 +17,8 @@ XL = [
     "text_encoder_2/config.json", "text_encoder_2/model.safetensors", "text_encoder_2/model.fp16.safetensors",
     "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
     "unet/diffusion_pytorch_model.fp16.safetensors", "unet/openvino_model.bin",
-    "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "vae_1_0/diffusion_pytorch_model.safetensors",
-    "vae_decoder/config.json",
+    "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "vae_decoder/config.json",
+    "vae_1_0/diffusion_pytorch_model.safetensors",
 ]  # fmt: skip
 SD3 = [
     "model_index.json", "sd3.5_medium.safetensors", "text_encoders/t5xxl_fp16.safetensors",
@@ -32,7 +32,8 @@ SD3 = [
 HALF = [
     "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin",
     "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.fp16.bin",
-    "vae/config.json", "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
+    "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
 ]  # fmt: skip
 
 
@@ -50,8 +51,8 @@ def fetched(repository: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_of_sdxl_each_weight_comes_once(tmp_path, monkeypatch):
     assert fetched(XL, tmp_path, monkeypatch) == {
-        "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer_2/merges.txt",
-        "text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder_2/config.json",
+        "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json",
+        "tokenizer_2/merges.txt", "text_encoder/config.json", "text_encoder/model.safetensors", "text_encoder_2/config.json",
         "text_encoder_2/model.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
         "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
