@@ -53,7 +53,8 @@ def test_of_sdxl_each_weight_comes_once(tmp_path, monkeypatch):
     assert fetched(XL, tmp_path, monkeypatch) == {
         "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json",
         "tokenizer_2/merges.txt", "text_encoder/config.json", "text_encoder/model.safetensors",
-        "text_encoder_2/config.json", "text_encoder_2/model.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder_2/config.json", "text_encoder_2/model.safetensors",
+        "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
         "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
     }  # fmt: skip
 
