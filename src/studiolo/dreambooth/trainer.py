@@ -100,7 +100,7 @@ def resume(
     recipe = found.load_recipe()
     check_name(recipe.name or "", replace=replace or found.has_name(recipe.name or ""))
     with display or Display() as shown:
-        teaching = _prepare(recipe, found, shown, scorer)
+        teaching = prepare(recipe, found, shown, scorer)
         found.check_same(teaching.facts)
         return _carry_out(teaching, replace)
 
@@ -129,7 +129,7 @@ def _begin(
     """A new run: everything is checked before the folder says that it has begun."""
     display.note(f"run folder: {run.folder}")
     try:
-        teaching = _prepare(_with_files(recipe, sources, run.folder / "images"), run, display, scorer)
+        teaching = prepare(_with_files(recipe, sources, run.folder / "images"), run, display, scorer)
         if first_process():
             run.begin(teaching.recipe, teaching.facts)
     except BaseException:
@@ -161,7 +161,7 @@ def _as_file(source: Source, folder: Path, index: int) -> str:
     return str(path)
 
 
-def _prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | None) -> Teaching:
+def prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | None) -> Teaching:
     """Loads and checks the base, the images and the identifier; the recipe comes back resolved."""
     check_trackers(recipe)
     base = resolve(recipe.base)
