@@ -334,6 +334,11 @@ class Recipe(Group):
         """What [V] stands for: the identifier, as many words as it has vectors."""
         return None if self.identifier is None else " ".join(words_of(self.identifier, self.token_vectors))
 
+    @property
+    def learns_beside(self) -> bool:
+        """Whether no network is trained whole: what is learned lies in adapters and tokens."""
+        return self.adapter.kind is not None or not (self.train_unet or self.train_text_encoder)
+
     def rate_factor(self, step: int) -> float:
         """The part in [0, 1] of the highest rate that optimizer step `step` (from 0) is taken with."""
         return rate_factor(

@@ -80,6 +80,11 @@ class Run:
         with atomic_path(self.record) as temporary:
             temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
+    def add(self, facts: dict[str, Any]) -> None:
+        """Adds what has turned out since the run began to its record."""
+        with atomic_path(self.record) as temporary:
+            temporary.write_text(json.dumps(self._record() | facts, indent=2) + "\n", encoding="utf-8")
+
     def clear_unless_begun(self) -> None:
         """Leaves nothing of a run that was refused before it began, so that its folder can be used again."""
         if not self.record.exists():

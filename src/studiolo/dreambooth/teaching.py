@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import studiolo
 from studiolo.diffusion.components import Components
 from studiolo.dreambooth.batches import Examples
 from studiolo.dreambooth.callbacks import PreviewPainter, Recorder
+from studiolo.dreambooth.exporting import export_model
 from studiolo.dreambooth.material import Material, Taught, class_captions
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.predictions import PredictionExamples, PredictionSet
@@ -28,9 +28,7 @@ from studiolo.dreambooth.run import Run, describe_images
 from studiolo.dreambooth.scoring import ScoreKeeper, Scorer
 from studiolo.dreambooth.trackers import Tracker, open_trackers
 from studiolo.errors import StudioloError
-from studiolo.formats.diffusers_folder import load_components, save_components
-from studiolo.models.registry import CARD_FILE, ModelRef
-from studiolo.store.files import atomic_dir
+from studiolo.models.registry import ModelRef
 from studiolo.store.paths import cache_dir
 from studiolo.training.checkpoint import Checkpoints, Interrupted, Interruption
 from studiolo.training.processes import first_process
@@ -109,12 +107,20 @@ class Teaching:
                 self.module = Personalization(
                     self.components, self.recipe, material.prompts, tokens, material.batches(prior)
                 )
+                self._tell_parts()
                 with quiet(), torch.random.fork_rng():
                     self.trainer.fit(self.module, ckpt_path=checkpoint, weights_only=True)
             except Interrupted as error:
                 raise self._told(error.signum) from None
         if self._interruption.signum and self.trainer.global_step < self.recipe.steps:
             raise self._told(self._interruption.signum)
+
+    def _tell_parts(self) -> None:
+        """Says which weights move, and how many of how many."""
+        self.facts["parts"] = self.module.parts.report
+        if first_process():
+            self.run.add({"parts": self.facts["parts"]})
+            self.display.note(str(self.module.parts))
 
     def export(self) -> None:
         """Writes the taught model, with its card, to the run's model/ folder: whole, or not at all.
@@ -131,11 +137,16 @@ class Teaching:
         self._write(self.run.model, average, {"step": step} | card)
 
     def _write(self, folder: Path, average: MovingAverage | None, card: dict[str, Any]) -> None:
-        with atomic_dir(folder) as temporary, evaluating(self.module, average):
-            self.components.to("cpu")
-            save_components(self.components, temporary, dtype=getattr(torch, self.recipe.weights_dtype))
-            card = self.facts | card | {"fingerprint": load_components(temporary).fingerprint()}
-            (temporary / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+        with evaluating(self.module, average):
+            export_model(
+                self.components,
+                self.module.parts,
+                self.recipe,
+                self.taught,
+                self.base,
+                self.facts | card,
+                folder,
+            )
 
     def wait_for_all(self) -> None:
         """Returns when every process of the training is here."""

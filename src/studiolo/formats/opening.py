@@ -94,8 +94,10 @@ def _on_its_base(ref: ModelRef, dtype: torch.dtype, deepest: int) -> Components:
 
 
 def base_of(ref: ModelRef) -> ModelRef:
-    """The model that an adapter is put on, as its card names it."""
-    name = (ref.card.get("base") or {}).get("name")
+    """The model that an adapter is put on, as its card names it; by its path where it has no name here."""
+    name, path = (ref.card.get("base") or {}).get("name"), ref.card.get("base_path")
+    if isinstance(path, str) and Path(path).exists():
+        return resolve(Path(path))
     if not isinstance(name, str):
         raise StudioloError(
             "the card of this adapter names no base", where=ref.path, remedy="Export it again."
