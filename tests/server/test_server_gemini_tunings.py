@@ -121,7 +121,13 @@ def asked(images: str, **more: Any) -> dict[str, Any]:
 
 def test_an_operation_with_losses_and_pictures_on_the_way(rest, images):
     made = rest.post(
-        "/tunedModels?tunedModelId=toy-1", json=asked(images, steps=4, previews={"every": 2, "steps": 1})
+        "/tunedModels?tunedModelId=toy-1",
+        json=asked(
+            images,
+            steps=4,
+            previews={"every": 2, "steps": 1},
+            scores={"every": 4, "n": 1, "contexts": 1, "steps": 1},
+        ),
     )
     assert made.status_code == 200, made.text
     operation = made.json()["name"]
@@ -129,7 +135,11 @@ def test_an_operation_with_losses_and_pictures_on_the_way(rest, images):
     done = waited(lambda: (told := rest.get(f"/{operation}").json()).get("done") and told)
     assert done["response"]["state"] == "ACTIVE"
     assert (done["metadata"]["completedSteps"], done["metadata"]["completedPercent"]) == (4, 100)
-    assert [one["step"] for one in done["metadata"]["snapshots"]] == [1, 2, 3, 4]
+    snapshots = done["metadata"]["snapshots"]
+    assert [one["step"] for one in snapshots] == [0, 1, 2, 3, 4]
+    assert ["meanLoss" in one for one in snapshots] == [False, True, True, True, True]
+    assert [one.get("scores", {}).get("best") for one in snapshots] == [False, None, None, None, True]
+    assert snapshots[4]["scores"].keys() == {"composite", "fidelity", "prompt", "drift", "best"}
     tuned = rest.get("/tunedModels/toy-1").json()
     assert tuned["tuningTask"]["snapshots"] == done["metadata"]["snapshots"]
     assert tuned["tuningTask"]["hyperparameters"]["class_noun"] == "toy"

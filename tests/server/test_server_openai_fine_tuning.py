@@ -69,6 +69,29 @@ def client(served):
     return client_of(served.url)
 
 
+def test_scores_while_it_is_taught(client):
+    asked = RECIPE | {"scores": {"every": 2, "n": 1, "contexts": 1, "steps": 2}}
+    job = begun(client, uploaded(client, archive()), asked, suffix="my-fox")
+    done = over(client, job)
+    assert done.error is None, done.error
+    _, scores = (client.files.content(file).text.splitlines() for file in done.result_files)
+    names, *rows = (line.split(",") for line in scores)
+    rows = [dict(zip(names, map(float, row), strict=True)) for row in rows]
+    events = [event for event in client.fine_tuning.jobs.list_events(job.id) if event.data["kind"] == "score"]
+    assert [event.type for event in events] == ["metrics"] * 3
+    assert [event.data | {"best": float(event.data["best"])} for event in events][::-1] == [
+        {"kind": "score", **row} for row in rows
+    ]
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    best = [row for row in rows if row.pop("best")][-1]
+    assert done.scores == best
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    kept = [one.metrics.model_dump(exclude_none=True, exclude={"train_loss"}) for one in checkpoints]
+    assert kept == rows[:0:-1]
+    whole = [one.step_number for one in checkpoints if one.fine_tuned_model_checkpoint == "my-fox"]
+    assert whole == [best["step"]]
+
+
 def uploaded(client, data, name="photos.zip") -> str:
     return client.files.create(file=(name, data), purpose="fine-tune").id
 
@@ -97,7 +120,12 @@ def test_a_subject_from_its_images_to_its_end(client):
 
     done = over(client, job)
     FineTuningJob.model_validate(done.model_dump(), strict=True)
-    assert (done.status, done.error, done.fine_tuned_model) == ("succeeded", None, "my-fox")
+    assert (done.status, done.error, done.fine_tuned_model, done.scores) == (
+        "succeeded",
+        None,
+        "my-fox",
+        None,
+    )
     assert done.finished_at >= done.created_at
     assert (done.step, done.steps) == (4, 4)
     (results,) = done.result_files

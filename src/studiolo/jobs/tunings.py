@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -129,6 +129,14 @@ class TuningEvent(Value):
     message: str
     data: dict[str, Any]
     created: datetime
+
+
+def taught_score(record: TuningRecord, scores: Sequence[TuningEvent]) -> TuningEvent | None:
+    """The score of the step whose weights the subject has: the best, unless the recipe wants the last."""
+    best = [event for event in scores if event.data.get("best")]
+    if record.state != "succeeded" or not scores:
+        return None
+    return scores[-1] if record.recipe.get("scores", {}).get("export") == "last" or not best else best[-1]
 
 
 class Files(Protocol):
@@ -249,6 +257,10 @@ class Tunings:
     async def events(self, id: str, after: int = 0, size: int = 1000) -> tuple[TuningEvent, ...]:  # noqa: A002
         """What happened behind the event number `after`, in order."""
         return tuple(await asyncio.to_thread(self._events, id, after, size))
+
+    async def scores(self, id: str) -> tuple[TuningEvent, ...]:  # noqa: A002
+        """The events of kind "score", in order; that of step 0 is the base's, before it was taught."""
+        return tuple(await asyncio.to_thread(self._events, id, 0, None, "score"))
 
     async def checkpoints(self, id: str) -> tuple[tuple[int, Path], ...]:  # noqa: A002
         """Step and file of each checkpoint that is kept, the oldest first."""
@@ -488,8 +500,12 @@ class Tunings:
             row = connection.execute(wanted.order_by(TUNINGS.c.ended.desc())).mappings().first()
         return None if row is None else _record(row)
 
-    def _events(self, identity: str, after: int, size: int) -> list[TuningEvent]:
+    def _events(
+        self, identity: str, after: int, size: int | None, kind: str | None = None
+    ) -> list[TuningEvent]:
         wanted = sa.select(EVENTS).where(EVENTS.c.tuning == identity, EVENTS.c.number > after)
+        if kind is not None:
+            wanted = wanted.where(EVENTS.c.kind == kind)
         with self._database.read() as connection:
             rows = connection.execute(wanted.order_by(EVENTS.c.number).limit(size)).mappings()
             return [TuningEvent(**{key: row[key] for key in TuningEvent.model_fields}) for row in rows]

@@ -279,7 +279,7 @@ def _operation(record: TuningRecord, snapshots: Iterable[Wire] = ()) -> Wire:
             "tunedModel": f"tunedModels/{record.name}",
             "totalSteps": record.steps,
             "completedSteps": record.step,
-            "completedPercent": 100 * record.step / record.steps,
+            "completedPercent": 100 * (record.state == "succeeded" or record.step / record.steps),
             "snapshots": list(snapshots),
         },
     }
@@ -305,7 +305,8 @@ def _known(model: ModelInfo) -> Wire:
 
 
 async def _snapshots(studio: Studio, record: TuningRecord) -> list[Wire]:
-    """Losses of up to `SNAPSHOTS` of the steps that are done, evenly, the last among them."""
+    """Losses of up to `SNAPSHOTS` of the steps that are done, evenly, the last among them; and of those that
+    have them the `scores`, which are Studiolo's own. Step 0 is the base, before it was taught."""
     found: list[Wire] = []
     after = 0
     while events := await studio.tunings.events(record.id, after):
@@ -316,7 +317,13 @@ async def _snapshots(studio: Studio, record: TuningRecord) -> list[Wire]:
             if event.kind == "step"
         ]
     stride = -(-len(found) // SNAPSHOTS) or 1
-    return found[::-1][::stride][::-1]
+    shown = {snapshot["step"]: snapshot for snapshot in found[::-1][::stride]}
+    losses = {snapshot["step"]: snapshot for snapshot in found}
+    for event in await studio.tunings.scores(record.id):
+        plain = {"step": event.step, "computeTime": time_of(event.created)}
+        told = {**event.data, "best": bool(event.data["best"])}
+        shown[event.step] = losses.get(event.step, plain) | {"scores": told}
+    return [shown[step] for step in sorted(shown)]
 
 
 # --- what is asked ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from studiolo.errors import ConflictError, NotFoundError, StudioloError
-from studiolo.jobs.tunings import TuningEvent, TuningRecord, TuningSpec
+from studiolo.jobs.tunings import TuningEvent, TuningRecord, TuningSpec, taught_score
 from studiolo.language.errors import UnsupportedError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
@@ -24,7 +24,7 @@ from studiolo.server.errors import NotBuiltError
 from studiolo.server.openai import document
 from studiolo.server.openai.answering import in_terms
 from studiolo.server.openai.files import page_of
-from studiolo.server.openai.fine_tuning_kept import kept_in
+from studiolo.server.openai.fine_tuning_kept import KeptJob, kept_in
 from studiolo.server.openai.fine_tuning_wire import (
     PREFIX,
     JobRequest,
@@ -157,8 +157,9 @@ async def list_checkpoints(
         for event in await _events(studio, record)
         if event.kind == "step" and event.step is not None and "loss" in event.data
     }
+    scores = await studio.tunings.scores(record.id)
     found = (await studio.tunings.checkpoints(record.id))[::-1]
-    told = [checkpoint_of(record, step, path.stat().st_mtime, losses) for step, path in found]
+    told = [checkpoint_of(record, step, path.stat().st_mtime, losses, scores) for step, path in found]
     if after is not None:
         places = [place for place, one in enumerate(told) if one["id"] == after]
         if not places:
@@ -236,7 +237,12 @@ async def _record(studio: Studio, caller: Caller, job: str) -> TuningRecord:
 
 async def _told(studio: Studio, record: TuningRecord) -> JSON:
     kept = await asyncio.to_thread(kept_in(studio.database).of, [record.id])
-    return job_of(record, kept.get(record.id), await asyncio.to_thread(_results, studio, record))
+    return await _job(studio, record, kept.get(record.id))
+
+
+async def _job(studio: Studio, record: TuningRecord, kept: KeptJob | None) -> JSON:
+    results = await asyncio.to_thread(_results, studio, record)
+    return job_of(record, kept, results, taught_score(record, await studio.tunings.scores(record.id)))
 
 
 async def _jobs(studio: Studio, caller: Caller, after: str | None) -> AsyncIterator[JSON]:
@@ -245,7 +251,7 @@ async def _jobs(studio: Studio, caller: Caller, after: str | None) -> AsyncItera
         page = await studio.tunings.page(caller.key_id, _PAGE, after)
         kept = await asyncio.to_thread(kept_in(studio.database).of, [record.id for record in page])
         for record in page:
-            yield job_of(record, kept.get(record.id), await asyncio.to_thread(_results, studio, record))
+            yield await _job(studio, record, kept.get(record.id))
         if len(page) < _PAGE:
             return
         after = page[-1].id
@@ -266,12 +272,14 @@ def _preview(studio: Studio, record: TuningRecord, event: TuningEvent, path: Pat
 
 
 def _results(studio: Studio, record: TuningRecord) -> list[str]:
-    """The file of losses and rates, step by step, of a training that has succeeded."""
-    path = studio.tunings.folder / record.id / "run" / "metrics.csv"
-    if record.state != "succeeded" or not path.is_file():
-        return []
-    made = _file(studio, record, f"metrics-{record.id[:24]}", f"{record.name}-metrics.csv", "text/csv", path)
-    return [] if made is None else [made]
+    """The files of a training that has succeeded: losses and rates, step by step; and scores, if any."""
+    run, made = studio.tunings.folder / record.id / "run", []
+    for what in ("metrics", "scores"):
+        path = run / f"{what}.csv"
+        if record.state == "succeeded" and path.is_file():
+            name = f"{record.name}-{what}.csv"
+            made.append(_file(studio, record, f"{what}-{record.id[:24]}", name, "text/csv", path))
+    return [file for file in made if file is not None]
 
 
 def _file(studio: Studio, record: TuningRecord, id_: str, name: str, mime: str, path: Path) -> str | None:

@@ -16,7 +16,7 @@ from pydantic import Field
 from studiolo.errors import TooLargeError
 from studiolo.jobs.batches import read_lines
 from studiolo.jobs.photos import MOST_IMAGES
-from studiolo.jobs.tunings import TuningEvent, TuningRecord, TuningSpec
+from studiolo.jobs.tunings import TuningEvent, TuningRecord, TuningSpec, taught_score
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 from studiolo.server.openai.batches_wire import Metadata
 from studiolo.server.openai.fine_tuning_kept import KeptJob
@@ -158,10 +158,12 @@ def listed_in(path: Path) -> tuple[str, ...] | None:
 # --- jobs -------------------------------------------------------------------------------------------------
 
 
-def job_of(record: TuningRecord, kept: KeptJob | None, results: Sequence[str] = ()) -> JSON:
+def job_of(
+    record: TuningRecord, kept: KeptJob | None, results: Sequence[str] = (), score: TuningEvent | None = None
+) -> JSON:
     """The wire form of a job; `results` are ids of files.
 
-    Beyond OpenAI's fields: all `training_files`, and how far it is.
+    Beyond OpenAI's fields: all `training_files`, how far it is, and the scores of what was taught.
     """
     parameters = hyperparameters_of(record, kept)
     failed = record.state == "failed"
@@ -190,7 +192,13 @@ def job_of(record: TuningRecord, kept: KeptJob | None, results: Sequence[str] = 
         "user_provided_suffix": record.name,
         "step": record.step,
         "steps": record.steps,
+        "scores": None if score is None else {"step": score.step, **scores_of(score)},
     }
+
+
+def scores_of(event: TuningEvent) -> JSON:
+    """The scores of a step by name, as `scores.csv` of a run has them."""
+    return {name: value for name, value in event.data.items() if name != "best"}
 
 
 def hyperparameters_of(record: TuningRecord, kept: KeptJob | None) -> JSON:
@@ -208,6 +216,8 @@ def event_of(event: TuningEvent, file: str | None) -> JSON:
     data: JSON = {} if event.step is None else {"step": event.step}
     if event.kind == "step":
         data |= {"train_loss" if name == "loss" else name: value for name, value in event.data.items()}
+    if event.kind == "score":
+        data |= {**scores_of(event), "best": bool(event.data["best"])}
     if file is not None:
         data["file_id"] = file
     return {
@@ -216,7 +226,7 @@ def event_of(event: TuningEvent, file: str | None) -> JSON:
         "created_at": int(event.created.timestamp()),
         "level": "error" if event.message.startswith("failed") else "info",
         "message": event.message,
-        "type": "metrics" if event.kind == "step" else "message",
+        "type": "metrics" if event.kind in ("step", "score") else "message",
         "data": {"kind": event.kind, **data},
     }
 
@@ -232,16 +242,22 @@ def event_number(event: str) -> int:
     return int(found[1])
 
 
-def checkpoint_of(record: TuningRecord, step: int, made: float, losses: dict[int, float]) -> JSON:
+def checkpoint_of(
+    record: TuningRecord, step: int, made: float, losses: dict[int, float], scores: Sequence[TuningEvent]
+) -> JSON:
     """The wire form of a checkpoint.
 
-    It is a state to go on from, not a model: the last one's model is the subject itself, and the names of
-    the others cannot be asked for pictures.
+    It is a state to go on from, not a model: that of the step whose weights were exported, the last or the
+    best one, is the subject itself, and the names of the others cannot be asked for pictures.
     """
-    whole = step == record.steps and record.state == "succeeded"
+    exported = taught_score(record, scores)
+    whole = record.state == "succeeded" and step == (exported.step if exported else record.step)
     metrics: JSON = {"step": step}
     if step in losses:
         metrics["train_loss"] = losses[step]
+    for event in scores:
+        if event.step == step:
+            metrics |= scores_of(event)
     return {
         "id": f"ftckpt-{record.id}-{step}",
         "object": "fine_tuning.job.checkpoint",
