@@ -158,6 +158,19 @@ def test_layers_of_several_ranks_are_read_right_by_the_reference(tmp_path):
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_text_encoders_are_named_as_everybody_reads_them(tmp_path):
+    """transformers 5 has no "text_model." in some names; the keys of ComfyUI (comfy/lora.py) all have it."""
+    components = TINY["sdxl"]()
+    state = adapter(components, targets=("attention",))
+    peft = load_file(write_adapter(state, tmp_path / "a.safetensors"))
+    kohya = load_file(write_adapter(state, tmp_path / "b.safetensors", "kohya"))
+    layer = "encoder.layers.0.self_attn.q_proj"
+    for part, prefix in {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}.items():
+        assert f"{part}.text_model.{layer}.lora_A.weight" in peft
+        assert f"{prefix}_text_model_{layer.replace('.', '_')}.lora_down.weight" in kohya
+    assert not [name for name in peft if name.startswith("text") and "text_model." not in name]
+
+
 # Names as sd-scripts writes them for SDXL, beside diffusers' names, from its conversion table
 # (library/sdxl_model_util.py).
 SDXL_NAMES = {

@@ -22,6 +22,7 @@ from studiolo.diffusion.components import Components
 from studiolo.diffusion.vocabulary import add_word, row_of
 from studiolo.diffusion.words import words_of
 from studiolo.errors import StudioloError
+from studiolo.formats.lora import fitted, published
 from studiolo.store.files import atomic_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -50,7 +51,7 @@ class Adapter:
                     raise _misfit(f"'{word}' has {vectors.shape[-1]} numbers, and {width} are read")
                 for name, vector in zip(words_of(word, len(vectors)), vectors, strict=True):
                     add_word(tokenizer, encoder, name, vector)
-        merge(components, self.state, weight)
+        merge(components, fitted(self.state, components), weight)
 
 
 def embedded_words(components: Components, words: Mapping[str, int]) -> dict[int, dict[str, torch.Tensor]]:
@@ -68,7 +69,9 @@ def embedded_words(components: Components, words: Mapping[str, int]) -> dict[int
 
 def save_adapter(adapter: Adapter, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes the files into `folder`, each whole or not at all, in `dtype` where one is given."""
-    files = {LORA_FILE: adapter.state} if adapter.state else {}
+    files: dict[str, Mapping[str, torch.Tensor]] = {}
+    if adapter.state:
+        files[LORA_FILE] = published(adapter.state)
     files |= {_embeddings(place): words for place, words in adapter.words.items()}
     for name, tensors in files.items():
         stored = {key: value.to(dtype or value.dtype).contiguous() for key, value in tensors.items()}

@@ -124,8 +124,6 @@ def _flat(layer: str, is_xl: bool) -> str:
         raise StudioloError(
             f"kohya's naming has no name for the {part}", remedy="Write PEFT's naming: --format peft"
         )
-    if part.startswith("text_encoder") and not inner.startswith(("text_model.", "text_projection")):
-        inner = f"text_model.{inner}"
     prefix = "lora_te1_" if part == "text_encoder" and is_xl else _PREFIXES[part]
     return prefix + inner.replace(".", "_")
 

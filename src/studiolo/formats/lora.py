@@ -82,13 +82,13 @@ def write_adapter(
     """Writes a state to a .safetensors file; returns its path.
 
     PEFT's naming is what `load_lora_weights` of diffusers' pipelines reads, as
-    `pytorch_lora_weights.safetensors`.
+    `pytorch_lora_weights.safetensors`; see `published` for the one name in it that is not the layer's own.
 
     Raises:
         StudioloError: the state is none, or holds what kohya's naming has no name for.
     """
     _check(state)
-    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()}
+    state = {name: tensor.to(dtype or tensor.dtype) for name, tensor in published(state).items()}
     metadata = {"format": "pt"}
     if naming == "kohya":
         tensors, more = kohya.to_kohya(state)
@@ -116,6 +116,18 @@ def fitted(state: State, components: Components) -> dict[str, torch.Tensor]:
         bare = inner.removeprefix("text_model.")
         names = (layer, f"{part}.{bare}", f"{part}.text_model.{bare}")
         found[next((name for name in names if name in layers), layer) + suffix] = tensor
+    return found
+
+
+def published(state: State) -> dict[str, torch.Tensor]:
+    """The state with "text_model." in the names of CLIP's layers, as all files had it before transformers 5:
+    diffusers reads both, and older versions, ComfyUI and others that one alone."""
+    found = {}
+    for name, tensor in state.items():
+        part, _, inner = name.partition(".")
+        if part in ("text_encoder", "text_encoder_2") and inner.startswith("encoder."):
+            name = f"{part}.text_model.{inner}"
+        found[name] = tensor
     return found
 
 

@@ -13,7 +13,7 @@ from studiolo.diffusion.components import Components
 from studiolo.errors import StudioloError
 from studiolo.formats.converting import check_dtype, refuse_existing, write_model
 from studiolo.formats.opening import open_components
-from studiolo.formats.sources import Source, find, put_on, stored_dtype
+from studiolo.formats.sources import Source, find, stored_dtype
 from studiolo.formats.tensors import OnProgress
 from studiolo.models.registry import ModelRef, check_name, register, resolve
 
@@ -142,7 +142,7 @@ def _with_adapters(terms: list[tuple[Source, float]]) -> Components:
                 )
             taken[word] = source.ref.name
         try:
-            put_on(adapter, components, weight)
+            adapter.put_on(components, weight)
         except StudioloError as error:
             raise StudioloError(error.message, where=source.ref.path, remedy=error.remedy) from error
     return components

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from studiolo.diffusion.components import Components
 from studiolo.errors import StudioloError
 from studiolo.formats.adapter_folder import Adapter, load_adapter
 from studiolo.formats.compvis import UNET
 from studiolo.formats.embeddings import is_embedding, read_embedding
-from studiolo.formats.lora import fitted, read_adapter
 from studiolo.formats.lora import is_adapter as has_adapter_names
+from studiolo.formats.lora import read_adapter
 from studiolo.formats.opening import base_of, is_adapter
 from studiolo.formats.pickles import read_object
 from studiolo.formats.tensors import SAFETENSORS, float_types, read_tensors
@@ -74,11 +73,6 @@ def find(name_or_path: str | Path) -> Source:
     if ref.path.is_file():
         return Source(ref, _kind_of_file(ref.path))
     return Source(ref, "adapter" if is_adapter(ref) else "model")
-
-
-def put_on(adapter: Adapter, components: Components, weight: float = 1.0) -> None:
-    """Puts an adapter of any file on a model, in place; see `Adapter.put_on`."""
-    Adapter(fitted(adapter.state, components), adapter.words).put_on(components, weight)
 
 
 def stored_dtype(ref: ModelRef) -> torch.dtype:
