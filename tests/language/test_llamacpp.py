@@ -136,6 +136,15 @@ def test_a_prefix_that_is_there_is_not_computed_again(engine):
     assert all(piece.cached is None for piece in second[1:])
 
 
+def test_it_tells_how_much_of_a_long_prompt_it_has_read(engine):
+    prompt = engine.tokenize(" ".join(map(str, range(5000, 5400))))[: CONTEXT - 8]
+    pieces = pieces_of(engine, Completion(prompt, max_tokens=2, sampling=GREEDY))
+    read = [piece.read for piece in pieces if not piece.made and not piece.end]
+    assert read == sorted(read)
+    assert read[0] <= llamacpp.BATCH < read[-1] <= len(prompt)
+    assert len(tokens_of(pieces)) == 2
+
+
 # --- stop texts -------------------------------------------------------------------------------------------
 
 

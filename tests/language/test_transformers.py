@@ -46,6 +46,7 @@ from studiolo.language.conversation import (
     ToolMode,
     user,
 )
+from studiolo.language.engines import rounds
 from studiolo.language.engines.completer import Completion, Constraint, Piece, Sampling
 from studiolo.language.engines.local import LocalEngine
 from studiolo.language.engines.servable import why_not
@@ -194,6 +195,21 @@ def test_a_shared_beginning_is_not_computed_again_and_changes_nothing(folder: Pa
     first, again = asyncio.run(twice())
     assert made(first) == made(again)
     assert (first[0].cached, again[0].cached) == (0, len(PROMPTS[1]) - 1)
+
+
+def test_it_tells_how_much_of_a_long_prompt_it_has_read(folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(rounds, "_CHUNK", 32)
+
+    async def play() -> list[Piece]:
+        engine = completer(folder)
+        found = await pieces(engine, Completion((256, *range(20, 95)), 2, GREEDY))
+        await engine.close()
+        return found
+
+    found = asyncio.run(play())
+    assert [piece.read for piece in found] == [32, 64, 0, 0][: len(found)]
+    assert [piece.cached for piece in found] == [0, None, None, None][: len(found)]
+    assert [len(piece.tokens) for piece in found[:3]] == [0, 0, 1]
 
 
 def test_freed_slots_are_used_up_and_nothing_else_changes(folder: Path) -> None:

@@ -7,6 +7,7 @@ history or a cached context can be kept and read again.
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -327,6 +328,14 @@ class Usage(Value):
     @property
     def total(self) -> int:
         return self.prompt + self.answer + self.thoughts + self.summaries
+
+    def __add__(self, other: Usage) -> Usage:
+        both = {name: getattr(self, name) + getattr(other, name) for name in _TOKENS}
+        modalities = Counter(self.prompt_by_modality) + Counter(other.prompt_by_modality)
+        return Usage(**both, prompt_by_modality=dict(modalities))
+
+
+_TOKENS = ("prompt", "cached", "answer", "thoughts", "summaries")
 
 
 class TokenLogprob(Value):

@@ -125,7 +125,7 @@ class Drawing(Around):
                     round_.said.append(delta.part)
                     round_.calls |= isinstance(delta.part, Call)
                 if delta.usage:
-                    round_.usage = _sum(round_.usage, delta.usage)
+                    round_.usage += delta.usage
                 if delta.finish or delta.blocked:
                     round_.last = delta.model_copy(update={"part": None, "logprobs": ()})
                 said = Delta(part=delta.part, logprobs=delta.logprobs, notes=delta.notes, model=delta.model)
@@ -213,18 +213,3 @@ class _Round:
         """Whether the answer ends with this round: the model did not only draw, or was cut off."""
         cut_off = self.last is None or self.last.finish is not FinishReason.STOP
         return not self.drawn or self.calls or cut_off
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    modalities = one.prompt_by_modality.keys() | other.prompt_by_modality.keys()
-    return Usage(
-        prompt=one.prompt + other.prompt,
-        cached=one.cached + other.cached,
-        answer=one.answer + other.answer,
-        thoughts=one.thoughts + other.thoughts,
-        summaries=one.summaries + other.summaries,
-        prompt_by_modality={
-            name: one.prompt_by_modality.get(name, 0) + other.prompt_by_modality.get(name, 0)
-            for name in modalities
-        },
-    )

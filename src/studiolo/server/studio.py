@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -12,7 +14,8 @@ from studiolo.jobs.batches import Batches
 from studiolo.jobs.room import Room
 from studiolo.jobs.tunings import Tunings
 from studiolo.language.caching.contexts import Contexts
-from studiolo.language.conversation import Usage
+from studiolo.language.conversation import Delta, Usage
+from studiolo.language.metering import Meter, metered
 from studiolo.server import shelf
 from studiolo.server.background import Background
 from studiolo.server.limits import Caller, Keys
@@ -61,7 +64,7 @@ class Studio:
     async def account(self, caller: Caller, model: str, usage: Usage, *, batch: bool = False) -> float:
         """Writes down what an answer took: for the key's limits, the access log and the metrics.
 
-        Call it once an answer, when its usage is known, also when the client has gone by then. What an item
+        Called once an answer (see `charged`), also when the client has gone by then. What an item
         of a `batch` took is on its key's account together with its answer (`Keys.charge_item`).
 
         Returns:
@@ -77,6 +80,37 @@ class Studio:
         else:
             await self.keys.spent(caller, name, usage, dollars)
         return dollars
+
+    async def charged(
+        self, caller: Caller, model: str, deltas: AsyncGenerator[Delta], *, batch: bool = False
+    ) -> AsyncGenerator[Delta]:
+        """The same deltas, accounted for: with the usage that they tell, as soon as they do; or, where their
+        reader goes before that, with what was done until then. Answers that fail cost nothing."""
+        meter, due = Meter(), True
+        try:
+            async with aclosing(metered(deltas, meter)) as stream:
+                async for delta in stream:
+                    if delta.usage is not None and due:
+                        due = False
+                        await self.account(caller, model, delta.usage, batch=batch)
+                    yield delta
+        except (GeneratorExit, asyncio.CancelledError):
+            if due and meter.usage.total:
+                await self.account(caller, model, meter.usage, batch=batch)
+            raise
+
+    @asynccontextmanager
+    async def paid(
+        self, caller: Caller, model: str, usage: Usage, *, batch: bool = False
+    ) -> AsyncIterator[None]:
+        """Accounts for the work of the block, whose usage is known before: when it is done, and also if its
+        client goes meanwhile. What fails costs nothing."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            await self.account(caller, model, usage, batch=batch)
+            raise
+        await self.account(caller, model, usage, batch=batch)
 
     async def open(self) -> None:
         """Begins what works in the background, on this event loop."""

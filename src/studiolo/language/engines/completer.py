@@ -89,6 +89,8 @@ class Piece:
             a stop text was met (named by `stop`); "length" `max_tokens` or the context was full.
         stop: the stop text that was met.
         cached: in the first piece, how many tokens of the prompt were there already.
+        read: in pieces with nothing else, which may come while a long prompt is read, how many of its tokens
+            have been read by then, those in the cache among them.
         lost: how many more tokens were made since the last piece, whose ids the engine does not tell: those
             of a character that the end cut in two. They are no part of the text.
     """
@@ -100,6 +102,7 @@ class Piece:
     stop: str | None = None
     cached: int | None = None
     lost: int = 0
+    read: int = 0
 
     @property
     def made(self) -> int:

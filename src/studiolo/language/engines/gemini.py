@@ -36,6 +36,7 @@ from studiolo.language.errors import (
     TimedOutError,
     UpstreamError,
 )
+from studiolo.language.metering import note
 
 GEMINI_URL = "https://generativelanguage.googleapis.com"
 
@@ -108,9 +109,12 @@ class GeminiEngine:
         body = body_of(request)
         reader = StreamReader(self._model, request, where=self._where)
         deltas = timed(self._deltas(body, reader), self._limits, where=self._where)
-        async with aclosing(deltas):
-            async for delta in deltas:
-                yield delta
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    yield delta
+        finally:
+            note(reader.usage)
 
     async def _deltas(self, body: dict[str, Any], reader: StreamReader) -> AsyncGenerator[Delta]:
         responses: list[httpx2.Response] = []

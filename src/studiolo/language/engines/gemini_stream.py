@@ -167,6 +167,11 @@ class StreamReader:
         except MalformedCallError as error:
             state.malformed = state.malformed or str(error)
 
+    @property
+    def usage(self) -> Usage:
+        """What the server has told so far."""
+        return _usage(self._usage)
+
     def end(self) -> Iterator[Delta]:
         """What is known only now: how each candidate ended, what it cost.
 

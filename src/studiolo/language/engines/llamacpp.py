@@ -346,7 +346,7 @@ class _Reading:
         self._watch = constraints.Watch(grammar.removeprefix(_LLGUIDANCE)) if grammar and watched else None
         self._counted = 0  # tokens that the server made so far ...
         self._told = 0  # ... and of these, those in pieces that were given out
-        self._cached: int | None = None
+        self._begun = False  # to read the prompt
         # A token may be the one that ends the turn as long as it has no text or is one too many.
         self._pending: Piece | None = None
 
@@ -359,8 +359,9 @@ class _Reading:
         if "error" in chunk:
             raise _error(chunk["error"])
         if (progress := chunk.get("prompt_progress")) is not None:
-            self._cached = progress["cache"]
-            return []
+            cached = None if self._begun else progress["cache"]
+            self._begun = True
+            return [Piece(cached=cached, read=progress["processed"])]
         choice, told = chunk["choices"][0], chunk["__verbose"]
         if choice["finish_reason"] is not None:
             return self._ended(choice["finish_reason"], told["tokens_predicted"])
@@ -401,9 +402,8 @@ class _Reading:
         return [self._piece(text + self._stops.flush(), rest, end="length")]
 
     def _piece(self, text: str, source: Piece, *, end: Any) -> Piece:
-        cached, self._cached = self._cached, None
         self._told += len(source.tokens)
-        return replace(source, text=text, end=end, stop=self._stops.met, cached=cached)
+        return replace(source, text=text, end=end, stop=self._stops.met)
 
     def _ids(self, text: str, last: int, count: int) -> Tokens:
         """The ids of `count` tokens that are `text` together, of which the server named the last."""

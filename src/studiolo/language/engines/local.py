@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from dataclasses import fields, replace
 from typing import NamedTuple
 
+from studiolo.language import metering
 from studiolo.language.conversation import (
     Delta,
     GenerationConfig,
@@ -18,10 +19,11 @@ from studiolo.language.conversation import (
     Usage,
 )
 from studiolo.language.decoding import schema, summary, thinking, tools, turns
-from studiolo.language.decoding.answer import Answer, Wanted, seeded
+from studiolo.language.decoding.answer import Answer
 from studiolo.language.decoding.forms import EMULATED, Form
 from studiolo.language.decoding.template import ChatTemplate, Segment, Vault, token_ids
 from studiolo.language.decoding.tools import ToolPlan
+from studiolo.language.decoding.wanted import Wanted, seeded
 from studiolo.language.embedders import cut
 from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.completer import Completer, Completion, Sampling, Tokens
@@ -88,11 +90,14 @@ class LocalEngine:
             for index in range(request.config.candidates)
         ]
         running = len(answers)
-        async with aclosing(_together([answer.deltas() for answer in answers])) as deltas:
-            async for delta in deltas:
-                running -= delta.finish is not None
-                usage = None if running else _usage(wanted, answers)
-                yield delta.model_copy(update={"usage": usage, "model": self.model}) if usage else delta
+        try:
+            async with aclosing(_together([answer.deltas() for answer in answers])) as deltas:
+                async for delta in deltas:
+                    running -= delta.finish is not None
+                    usage = None if running else _usage(wanted, answers)
+                    yield delta.model_copy(update={"usage": usage, "model": self.model}) if usage else delta
+        finally:
+            metering.note(_usage(wanted, answers))
 
     async def count_tokens(self, request: Request) -> int:
         """Tokens of the prompt as `generate` would read it."""
@@ -238,12 +243,14 @@ class LocalEngine:
 
 
 def _usage(wanted: Wanted, answers: Sequence[Answer]) -> Usage:
-    prompt = len(wanted.prompt)
+    """What they have taken so far."""
+    drafts = [answer.draft for answer in answers]
+    prompt = max(draft.read for draft in drafts)
     return Usage(
         prompt=prompt,
-        cached=min(answers[0].cached or 0, prompt),  # what was written behind it may have been there as well
-        answer=sum(answer.answered for answer in answers),
-        thoughts=sum(answer.thoughts for answer in answers),
+        cached=min(drafts[0].cached or 0, prompt),  # what was written behind it may have been there as well
+        answer=sum(draft.answered for draft in drafts),
+        thoughts=sum(draft.thoughts for draft in drafts),
         summaries=sum(answer.summed_up for answer in answers),
         prompt_by_modality={"text": prompt},
     )

@@ -104,6 +104,11 @@ class StreamReader:
         for fragment in delta.get("tool_calls") or ():
             _gather(state.fragments, fragment)
 
+    @property
+    def usage(self) -> Usage | None:
+        """What the server has told; None as long as it has not."""
+        return None if self._usage is None else self._usage_of(self._usage)[0]
+
     def end(self) -> Iterator[Delta]:
         """What is known only now: the calls, how each candidate ended, what it cost.
 

@@ -12,7 +12,7 @@ import httpx2
 import openai
 from openai import AsyncOpenAI
 
-from studiolo.language.conversation import Delta, Request
+from studiolo.language.conversation import Delta, Request, Text, Thought
 from studiolo.language.engines.base import Capabilities
 from studiolo.language.engines.openai_body import DIALECTS, Body, body_of
 from studiolo.language.engines.openai_stream import StreamReader
@@ -34,6 +34,7 @@ from studiolo.language.errors import (
     UnsupportedError,
     UpstreamError,
 )
+from studiolo.language.metering import estimated, note
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENROUTER_URL = "https://openrouter.ai/api/v1"
@@ -116,9 +117,15 @@ class OpenAIUpstream:
         body = body_of(request, self._model, self._dialect)
         reader = StreamReader(self._model, request, notes=body.notes, where=self._where)
         deltas = timed(self._deltas(body, reader), self._limits, where=self._where)
-        async with aclosing(deltas):
-            async for delta in deltas:
-                yield delta
+        made = 0
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    made += len(delta.part.text.encode()) if isinstance(delta.part, Text | Thought) else 0
+                    yield delta
+        finally:
+            if (usage := reader.usage) is not None or made:
+                note(usage or estimated(request, made))
 
     async def _deltas(self, body: Body, reader: StreamReader) -> AsyncGenerator[Delta]:
         fields = dict(body.fields)

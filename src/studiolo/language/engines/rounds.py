@@ -79,9 +79,11 @@ class Rounds:
             return
         try:
             logits = self._forward([(job.row, count) for job, count in parts])
-            ready = [(job, row) for (job, _), row in zip(parts, logits, strict=True) if not job.row.waiting]
-            for job, row in ready:
-                self._next(job, row)
+            for (job, _), row in zip(parts, logits, strict=True):
+                if job.row.waiting:
+                    job.give(Piece(cached=self._cached_once(job), read=len(job.row.slots)))
+                else:
+                    self._next(job, row)
         except Exception as error:  # the thread must live on; everyone under way is told
             for job in list(self.active):
                 job.give(UpstreamError(f"the model failed: {error}"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
@@ -57,29 +57,19 @@ async def answered(studio: Studio, who: Caller, request: c.Request, *, batch: bo
         return response_of(await collected(deltas), _new_id())
 
 
-async def deltas_of(
+def deltas_of(
     studio: Studio, who: Caller, request: c.Request, *, batch: bool = False
 ) -> AsyncGenerator[c.Delta]:
-    """The answer in pieces; what it took is accounted for when it ends, or its reader goes."""
-    usage: c.Usage | None = None
-    try:
-        async with _deltas(studio, who, request, batch) as deltas:
-            async for delta in deltas:
-                usage = delta.usage or usage
-                yield delta
-    finally:
-        if usage is not None:
-            await studio.account(who, request.model, usage, batch=batch)
+    """The answer in pieces, accounted for."""
+    return studio.charged(who, request.model, _deltas(studio, who, request, batch), batch=batch)
 
 
-@asynccontextmanager
-async def _deltas(
-    studio: Studio, who: Caller, request: c.Request, batch: bool
-) -> AsyncIterator[AsyncGenerator[c.Delta]]:
+async def _deltas(studio: Studio, who: Caller, request: c.Request, batch: bool) -> AsyncGenerator[c.Delta]:
     """From a model that draws, or from an engine."""
     if studio.engines.info(request.model).kind in DRAWS:
         async with aclosing(drawn_deltas(studio, request, batch=batch)) as deltas:
-            yield deltas
+            async for delta in deltas:
+                yield delta
         return
     if isinstance(request, PictureRequest):
         raise UnsupportedError(
@@ -91,7 +81,8 @@ async def _deltas(
         studio.engines.lease(request.model, who.key_id) as engine,
         aclosing(engine.generate(request)) as deltas,
     ):
-        yield deltas
+        async for delta in deltas:
+            yield delta
 
 
 async def stream(model: str, http: HttpRequest, studio: House, who: Who, alt: str = "json") -> Response:

@@ -97,10 +97,10 @@ async def embedded(
 ) -> tuple[Vectors, list[int]]:
     """The vectors of texts and the tokens of each, accounted for."""
     async with studio.engines.lease(model, who.key_id) as engine:
-        vectors = await engine.embed(texts, dimensions=dimensions)
         asked = [Request(model=model, contents=(user(text),)) for text in texts]
         counts = [await engine.count_tokens(request) for request in asked]
-    await studio.account(who, model, Usage(prompt=sum(counts)), batch=batch)
+        async with studio.paid(who, model, Usage(prompt=sum(counts)), batch=batch):
+            vectors = await engine.embed(texts, dimensions=dimensions)
     return vectors, counts
 
 

@@ -83,17 +83,16 @@ class Asking:
             request = request.model_copy(update={"cache": name})
         return request
 
-    async def answer(self, request: Request) -> AsyncGenerator[Delta]:
-        """The answer in pieces; what it took is accounted for as soon as it is known."""
-        accounted = False
+    def answer(self, request: Request) -> AsyncGenerator[Delta]:
+        """The answer in pieces, accounted for."""
+        return self.studio.charged(self.caller, request.model, self._deltas(request), batch=self.batch)
+
+    async def _deltas(self, request: Request) -> AsyncGenerator[Delta]:
         async with (
             self.studio.engines.lease(request.model, owner=self.caller.key_id) as engine,
             aclosing(engine.generate(request)) as stream,
         ):
             async for delta in stream:
-                if delta.usage is not None and not accounted:
-                    accounted = True
-                    await self.studio.account(self.caller, request.model, delta.usage, batch=self.batch)
                 yield delta
 
     def _context(self, name: str) -> str:

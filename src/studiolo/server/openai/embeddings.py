@@ -79,9 +79,10 @@ async def answer_item(asking: Asking, body: dict[str, Any]) -> dict[str, Any]:
     texts = texts_of(asked)
     said = tuple(c.user(text) for text in texts)
     async with asking.studio.engines.lease(asked.model, owner=asking.caller.key_id) as engine:
-        vectors = await engine.embed(texts, dimensions=asked.dimensions)
         tokens = await engine.count_tokens(c.Request(model=asked.model, contents=said))
-    await asking.studio.account(asking.caller, asked.model, c.Usage(prompt=tokens), batch=asking.batch)
+        usage = c.Usage(prompt=tokens)
+        async with asking.studio.paid(asking.caller, asked.model, usage, batch=asking.batch):
+            vectors = await engine.embed(texts, dimensions=asked.dimensions)
     return answer_of(asked, vectors, tokens)
 
 
