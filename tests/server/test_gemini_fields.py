@@ -99,3 +99,32 @@ def test_the_newer_words_for_the_form_of_an_answer(ask):
     assert "one of text and image" in ask(responseFormat=[{}])
     assert "delivery" in ask(responseFormat=[{"image": {"delivery": "URI"}}])
     assert "models that speak" in ask(responseFormat=[{"image": {"aspectRatio": "16:9"}}])
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "fileSearchStores"),
+        ("POST", "fileSearchStores"),
+        ("GET", "fileSearchStores/x/documents"),
+        ("POST", "fileSearchStores/x:importFile"),
+        ("POST", "files:register"),
+        ("GET", "batchPredictionJobs"),
+    ],
+)
+def test_calls_that_are_not_here_say_so(serve, method, path):
+    answer = httpx.request(method, f"{serve(Scripted()).url}/v1beta/{path}", headers={"x-goog-api-key": "k"})
+    assert (answer.status_code, answer.json()["error"]["status"]) == (501, "UNIMPLEMENTED")
+
+
+def test_wishes_that_change_nothing_here(serve):
+    engine = Scripted()
+    url = f"{serve(engine).url}/v1beta/models/stub:generateContent"
+    body: dict[str, Any] = {
+        "contents": [{"parts": [{"text": "hi"}]}],
+        "tools": [{"functionDeclarations": [{"name": "f"}]}],
+    }
+    calling = {"functionCallingConfig": {"streamFunctionCallArguments": True}}
+    for more in ({}, {"store": True}, {"store": False}, {"toolConfig": calling}, {"labels": {"a": "b"}}):
+        assert httpx.post(url, json=body | more).status_code == 200
+    assert all(request == engine.requests[0] for request in engine.requests)

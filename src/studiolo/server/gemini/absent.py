@@ -18,6 +18,12 @@ def router() -> APIRouter:
     for path in ("/batchPredictionJobs", "/batchPredictionJobs/{name:path}"):
         router.add_api_route(path, batch_predictions, methods=["POST", "GET", "DELETE"])
     router.add_api_route("/files:register", register, methods=["POST"])
+    for path in (
+        "/fileSearchStores",
+        "/fileSearchStores/{name:path}",
+        "/upload/fileSearchStores/{name:path}",
+    ):
+        router.add_api_route(path, search_stores, methods=["POST", "GET", "DELETE", "PATCH"])
     return router
 
 
@@ -26,6 +32,14 @@ async def batch_predictions(who: Who) -> None:
     raise NotBuiltError(
         "batches between buckets are not to be had here",
         remedy="Use the developer's client: client.batches, with requests or an uploaded file.",
+    )
+
+
+async def search_stores(who: Who) -> None:
+    """Files that Google searches for its models."""
+    raise NotBuiltError(
+        "files are not searched here",
+        remedy="Send what is needed with the prompt, or keep it: client.caches.create.",
     )
 
 

@@ -152,7 +152,7 @@ _REQUEST: dict[str, Field] = {
     "cachedContent": TEXT,
     "labels": ignored("object", "they are for Google's bills"),
     "serviceTier": ignored("ServiceTier", "there is one tier"),
-    "store": refused("nothing of a conversation is kept here", "flag"),
+    "store": ignored("flag", "it is for Google's logs; prompts are logged where the operator says so"),
     "continuationToken": refused("answers are not continued"),
     "modelArmorConfig": refused("use safetySettings"),
 }
@@ -395,7 +395,7 @@ MESSAGES: dict[str, dict[str, Field]] = {
     "FunctionCallingConfig": {
         "mode": Field("FunctionCallingConfig.Mode", "AUTO and VALIDATED are one: arguments are always valid"),
         "allowedFunctionNames": several(Field("text", "with ANY and VALIDATED")),
-        "streamFunctionCallArguments": refused("calls come whole", "flag"),
+        "streamFunctionCallArguments": emulated("flag", "calls come whole, in one chunk"),
     },
     "SafetySetting": {
         "category": Field("HarmCategory", "of text; those of images only OFF or BLOCK_NONE"),
