@@ -412,6 +412,37 @@ def test_what_a_process_that_died_had_only_unpacked_goes(spec, files, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"young", kept}
 
 
+def test_what_is_deleted_is_gone_at_once_and_wholly_at_the_next_start(url, spec, files, monkeypatch):
+    async def main():
+        async with at_work(url, files) as tunings:
+
+            async def trained(identity, watch, cancelled, training):
+                return 0
+
+            monkeypatch.setattr(tunings, "_train", trained)
+            record = await over(tunings, (await tunings.create(spec)).id)
+            registry.register(tiny_folder(tunings.folder / record.id / "run"), "rex")
+
+            def died(*_):
+                raise RuntimeError
+
+            monkeypatch.setattr(tunings, "_remove", died)
+            with pytest.raises(RuntimeError):
+                await tunings.delete(record.id, None)
+            with pytest.raises(NotFoundError):
+                await tunings.get(record.id, None)
+            assert await tunings.page(None) == ()
+            assert await tunings.named("rex") is None
+            assert (tunings.folder / record.id).exists()
+        async with at_work(url, files) as tunings:
+            assert not (tunings.folder / record.id).exists()
+            assert await tunings.events(record.id) == ()
+            with pytest.raises(registry.NoSuchModelError):
+                registry.resolve("rex")
+
+    asyncio.run(main())
+
+
 def archive(path: Path, entries: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", method) as file:
         for name, data in entries.items():

@@ -38,6 +38,8 @@ from studiolo.store.paths import home
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 UNDER_WAY = ("queued", "running", "cancelling")
+DELETING = "deleting"
+"""State of what nobody sees any more."""
 KIND = "tunings"
 STALE = 3600.0
 """Seconds after which nobody is taking a tuning in any more."""
@@ -184,13 +186,22 @@ class Tunings:
 
     async def start(self) -> None:
         """After the queue's: queues what a process that died had taken in, but not queued yet; what it had
-        only unpacked goes."""
+        only unpacked, or begun to delete, goes."""
         await asyncio.to_thread(self._sweep)
         for identity in await asyncio.to_thread(self._under_way):
             await self._queue.put(KIND, identity)
 
-    async def create(self, spec: TuningSpec, priority: int = BULK) -> TuningRecord:
+    async def create(
+        self,
+        spec: TuningSpec,
+        priority: int = BULK,
+        beside: Callable[[sa.Connection, str], None] = lambda *_: None,
+    ) -> TuningRecord:
         """Checks everything that can be checked before a training begins, and queues it.
+
+        Args:
+            beside: writes what its caller keeps of it, given its id, in the same transaction: a process that
+                dies leaves both or neither.
 
         Raises:
             StudioloError: naming the field or the file that is wrong.
@@ -198,7 +209,7 @@ class Tunings:
             NotFoundError: no such file, or no such base.
         """
         identity = secrets.token_hex(12)
-        await asyncio.to_thread(self._take_in, identity, spec)
+        await asyncio.to_thread(self._take_in, identity, spec, beside)
         await self._queue.put(KIND, identity, priority)
         return await self.get(identity, spec.owner)
 
@@ -245,13 +256,17 @@ class Tunings:
     async def delete(self, id: str, owner: str | None) -> None:  # noqa: A002
         """Removes a tuning that is over: the subject, its name among the models, its run and its events.
 
+        From the first moment on nobody sees it any more; what a process that dies has left of it goes at the
+        next start.
+
         Raises:
             ConflictError: it is under way.
         """
         record = await self.get(id, owner)
         if record.state in UNDER_WAY:
             raise ConflictError(f"this tuning is {record.state}", where=id, remedy="Cancel it first.")
-        await asyncio.to_thread(self._remove, record)
+        await asyncio.to_thread(self._move, id, (record.state,), DELETING)
+        await asyncio.to_thread(self._remove, id, record.name)
         await self._queue.forget(KIND, id)
 
     async def events(self, id: str, after: int = 0, size: int = 1000) -> tuple[TuningEvent, ...]:  # noqa: A002
@@ -272,7 +287,9 @@ class Tunings:
 
     # --- taking in ----------------------------------------------------------------------------------------
 
-    def _take_in(self, identity: str, spec: TuningSpec) -> None:
+    def _take_in(
+        self, identity: str, spec: TuningSpec, beside: Callable[[sa.Connection, str], None] = lambda *_: None
+    ) -> None:
         recipe = self._recipe(spec)
         name = spec.name or f"{re.sub(r'[^a-z0-9]+', '-', recipe.class_noun)}-{identity[:6]}"
         recipe = recipe.with_values({"name": name})
@@ -289,15 +306,21 @@ class Tunings:
                 told = spec.model_dump(mode="json") | {"name": name, "class_noun": recipe.class_noun}
                 state = {"state": "queued", "steps": recipe.steps, "created": self._clock()}
                 connection.execute(TUNINGS.insert().values(id=identity, **told, **state))
+                beside(connection, identity)
                 self._tell(connection, identity, "state", None, "queued", {})
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
     def _sweep(self) -> None:
-        """Removes folders without a record; another process may be about to write that of a young one."""
+        """Ends what was being deleted, and removes folders without a record; another process may be about to
+        write that of a young one."""
         with self._database.read() as connection:
             known = set(connection.scalars(sa.select(TUNINGS.c.id)))
+            going = sa.select(TUNINGS.c.id, TUNINGS.c.name).where(TUNINGS.c.state == DELETING)
+            deleting = connection.execute(going).all()
+        for identity, name in deleting:
+            self._remove(identity, name)
         for folder in self.folder.glob("*"):
             if folder.name not in known and time.time() - folder.stat().st_mtime > STALE:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -476,7 +499,7 @@ class Tunings:
 
     def _load(self, identity: str) -> TuningRecord | None:
         with self._database.read() as connection:
-            wanted = sa.select(TUNINGS).where(TUNINGS.c.id == identity)
+            wanted = sa.select(TUNINGS).where(TUNINGS.c.id == identity, TUNINGS.c.state != DELETING)
             row = connection.execute(wanted).mappings().one_or_none()
         return None if row is None else _record(row)
 
@@ -487,7 +510,8 @@ class Tunings:
 
     def _page(self, owner: str | None, size: int, last: TuningRecord | None) -> list[TuningRecord]:
         mine = TUNINGS.c.owner.is_(None) if owner is None else TUNINGS.c.owner == owner
-        wanted = sa.select(TUNINGS).where(mine).order_by(TUNINGS.c.created.desc(), TUNINGS.c.id.desc())
+        wanted = sa.select(TUNINGS).where(mine, TUNINGS.c.state != DELETING)
+        wanted = wanted.order_by(TUNINGS.c.created.desc(), TUNINGS.c.id.desc())
         if last is not None:
             place = sa.tuple_(sa.literal(last.created, Moment), sa.literal(last.id))
             wanted = wanted.where(sa.tuple_(TUNINGS.c.created, TUNINGS.c.id) < place)
@@ -513,16 +537,16 @@ class Tunings:
     def _run_of(self, identity: str) -> Path:
         return self.folder / identity / "run"
 
-    def _remove(self, record: TuningRecord) -> None:
+    def _remove(self, identity: str, name: str) -> None:
         """The name first: a name whose folder is gone would be worse than a folder without a name."""
         from studiolo.dreambooth.run import Run
 
-        if Run(self._run_of(record.id)).has_name(record.name):
-            registry.remove(record.name)
-        shutil.rmtree(self.folder / record.id, ignore_errors=True)
+        if Run(self._run_of(identity)).has_name(name):
+            registry.remove(name)
+        shutil.rmtree(self.folder / identity, ignore_errors=True)
         with self._database.begin() as connection:
-            connection.execute(EVENTS.delete().where(EVENTS.c.tuning == record.id))
-            connection.execute(TUNINGS.delete().where(TUNINGS.c.id == record.id))
+            connection.execute(EVENTS.delete().where(EVENTS.c.tuning == identity))
+            connection.execute(TUNINGS.delete().where(TUNINGS.c.id == identity))
 
 
 def _preflight(images: Path, recipe: Any) -> None:

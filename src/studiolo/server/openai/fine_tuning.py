@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -69,10 +70,13 @@ async def create_job(
     _check_taught(studio, wanted.model)
     files = await asyncio.to_thread(_files_of, studio, caller, wanted)
     spec, kept = spec_of(wanted, files, caller.key_id)
+    jobs = await asyncio.to_thread(kept_in, studio.database)
+
+    def keep(connection: sa.Connection, tuning: str) -> None:
+        jobs.add(replace(kept, tuning=tuning), connection)
+
     with _in_terms_of(spec):
-        record = await studio.tunings.create(spec)
-    kept = replace(kept, tuning=record.id)
-    await asyncio.to_thread(kept_in(studio.database).add, kept)
+        record = await studio.tunings.create(spec, beside=keep)
     return JSONResponse(job_of(record, kept))
 
 

@@ -8,12 +8,14 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
+from studiolo.jobs.tunings import TUNINGS
 from studiolo.store.database import Database, metadata
 
 _table = sa.Table(
     "fine_tunings",
     metadata,
-    sa.Column("tuning", sa.String(64), primary_key=True),
+    # Whichever API a tuning is deleted by, this goes with it.
+    sa.Column("tuning", sa.ForeignKey(TUNINGS.c.id, ondelete="CASCADE"), primary_key=True),
     sa.Column("training_file", sa.Text, nullable=False),
     sa.Column("metadata", sa.JSON(none_as_null=True)),
     sa.Column("multiplier", sa.Float),
@@ -37,19 +39,15 @@ class KeptJobs:
         self._database = database
         database.make(_table)
 
-    def add(self, job: KeptJob) -> None:
-        with self._database.begin() as connection:
-            connection.execute(sa.insert(_table).values(job.__dict__))
+    def add(self, job: KeptJob, connection: sa.Connection) -> None:
+        """Within the transaction that writes the tuning."""
+        connection.execute(sa.insert(_table).values(job.__dict__))
 
     def of(self, tunings: Iterable[str]) -> dict[str, KeptJob]:
         """What is kept of these tunings; nothing of those that another dialect made."""
         wanted = sa.select(_table).where(_table.c.tuning.in_(list(tunings)))
         with self._database.read() as connection:
             return {row.tuning: KeptJob(**row._mapping) for row in connection.execute(wanted)}
-
-    def delete(self, tuning: str) -> None:
-        with self._database.begin() as connection:
-            connection.execute(sa.delete(_table).where(_table.c.tuning == tuning))
 
 
 _of: WeakKeyDictionary[Database, KeptJobs] = WeakKeyDictionary()

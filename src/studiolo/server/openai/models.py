@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 
 from studiolo.server.auth import Caller, caller
 from studiolo.server.errors import NotPermittedError
-from studiolo.server.openai.fine_tuning_kept import kept_in
 from studiolo.server.pool import ModelInfo
 from studiolo.server.studio import Studio, studio_of
 
@@ -49,7 +47,6 @@ async def delete_model(
             remedy=f"On the server's machine: studiolo models remove {info.name}",
         )
     await studio.tunings.delete(tuning.id, caller.key_id)
-    await asyncio.to_thread(kept_in(studio.database).delete, tuning.id)
     await studio.artist.forget(info.name)
     studio.engines.models()  # so that it is known at once that it is gone
     return JSONResponse({"id": info.name, "object": "model", "deleted": True})
