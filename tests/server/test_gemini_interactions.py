@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -11,7 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from gemini_stub import HOLD, Scripted, done
+from gemini_stub import HOLD, Scripted, client_of, done
+from PIL import Image
 from sdks import folder_of
 from serving import serving, waited
 
@@ -208,6 +211,18 @@ def test_pictures_within_an_answer(ask, engine):
     ask(previous_interaction_id=first["id"])
     picture = c.Data(media_type="image/png", data=b"PNG")
     assert engine.requests[-1].contents[1] == c.model("Look: ", picture, "Nice?")
+
+
+def test_a_model_that_draws(studiolo_home):
+    with serving(studiolo_home, {"stub": Scripted(said)}, jobs=True) as served:
+        form = {"type": "image", "mime_type": "image/jpeg", "aspect_ratio": "16:9"}
+        made = client_of(served.url).interactions.create(
+            model="studiolo-base", input="a photo of a fox", response_format=form
+        )
+    picture = made.output_image
+    assert (made.status, picture.mime_type) == ("completed", "image/jpeg")
+    with Image.open(io.BytesIO(base64.b64decode(picture.data))) as image:
+        assert image.width / image.height == pytest.approx(16 / 9, rel=0.1)
 
 
 def test_results_of_functions(ask, engine):
