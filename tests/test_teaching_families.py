@@ -309,6 +309,32 @@ def _moved(base, model) -> set[str]:
     }
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"adapter": {"kind": "lora", "rank": 2}, "identifier": "qqx"},
+        {"adapter": {"kind": "lora", "rank": 2}, "train_text_encoder": False, "train_token_embedding": True},
+        {
+            "train_unet": False,
+            "train_text_encoder": False,
+            "train_token_embedding": True,
+            "identifier": "qqx",
+        },
+    ],
+    ids=["lora", "lora and token", "token"],
+)
+def test_what_is_exported_beside_the_base_draws_as_the_merged_model(name, choice, tmp_path):
+    given = lesson(tmp_path / "lesson", TINY[name]())
+    beside = teach(given, tmp_path / "beside", steps=2, export="adapter", **choice)
+    merged = teach(given, tmp_path / "merged", steps=2, export="merged", **choice)
+    assert not list((tmp_path / "beside" / "model").glob("*/*.safetensors"))
+    one, two = (np.asarray(m.generate("a [V] fox", steps=2)[0].image, int) for m in (beside, merged))
+    assert np.abs(one - two).max() <= 1
+    base = load_components(given["base"])
+    assert beside.components.fingerprint() != base.fingerprint()
+
+
 def test_clip_skip_of_the_recipe_is_that_of_the_taught_model(tmp_path):
     given = lesson(tmp_path / "lesson", tiny_sd1())
     model = teach(given, tmp_path / "run", steps=2, clip_skip=1)
