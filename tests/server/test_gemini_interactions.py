@@ -216,7 +216,8 @@ def test_pictures_within_an_answer(ask, engine):
 def test_a_model_that_draws(studiolo_home):
     with serving(studiolo_home, {"stub": Scripted(said)}, jobs=True) as served:
         form = {"type": "image", "mime_type": "image/jpeg", "aspect_ratio": "16:9"}
-        made = client_of(served.url).interactions.create(
+        client = client_of(served.url)  # one that nobody holds is closed
+        made = client.interactions.create(
             model="studiolo-base", input="a photo of a fox", response_format=form
         )
     picture = made.output_image
