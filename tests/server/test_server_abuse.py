@@ -13,7 +13,7 @@ import resource
 import socket
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,8 @@ import httpx
 import pytest
 from gemini_stub import Scripted
 from serving import Serving, serving
+
+from studiolo.server import bodies
 
 GOOGLE = {"x-goog-api-key": "k"}
 GENERATE, CHAT = "/v1beta/models/stub:generateContent", "/v1/chat/completions"
@@ -175,6 +177,8 @@ def test_names_that_lead_elsewhere(http, path, name):
     "path", [*BODIES, "/v1/nothing", "/v1beta/nothing", "/v1/", "/gemini", "/openai/v2/x"]
 )
 def test_unknown_paths_and_methods(http, path, method):
+    if (method, path) == ("GET", CHAT):
+        path = "/v1/chat"  # completions that were kept are listed there
     answer = http.request(method, path)
     assert answer.status_code in (400, 404, 405), answer.text
     assert answer.json()["error"]["message"]
@@ -280,13 +284,48 @@ def test_bodies_without_a_length_end_at_the_bound(served, path):
     with closing(served.connect()) as connection:
         connection.sendall(post(path, "transfer-encoding: chunked", f"content-type: {kind}"))
         connection.sendall(b"%x\r\n%s\r\n" % (len(begun), begun))
-        for _ in range(2**10):
-            connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
+        with suppress(ConnectionError):  # it is cut off in the midst
+            for _ in range(2**10):
+                connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
         got = connection.recv(65536)
     assert got.startswith(b"HTTP/1.1 413")
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 40_000
     )  # KiB, of the 64 MiB that came
+
+
+@pytest.mark.parametrize("length", ["content-length: 99999999999", "transfer-encoding: chunked"])
+@pytest.mark.parametrize("path", [CHAT, "/v1/no-such-path"])
+def test_what_is_sent_behind_a_refusal_is_not_read_for_ever(served, path, length):
+    """It is told so, and the connection ends soon; the system's own buffers may take a little more."""
+    sent, most = 0, bodies.LINGER_BYTES + 2**26
+    with closing(served.connect()) as connection:
+        connection.sendall(post(path, length))
+        with suppress(ConnectionError):
+            while sent < most:
+                sent += connection.send(b"10000\r\n" + b" " * 65536 + b"\r\n")
+        got = connection.recv(65536)
+    assert sent < most
+    assert got.split(b" ")[1] in (b"413", b"404", b"400")
+    assert b"\r\nconnection: close" in got.lower()
+
+
+def test_who_sends_nothing_behind_a_refusal_is_let_go(served, monkeypatch):
+    monkeypatch.setattr(bodies, "LINGER", 0.05)
+    with closing(served.connect()) as connection:
+        connection.sendall(post(CHAT, "content-length: 99999999999"))
+        got = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert got.startswith(b"HTTP/1.1 413")
+
+
+def test_a_short_body_that_is_refused_does_not_end_the_connection(served):
+    """Nor is a long one cut off that comes to its end soon."""
+    with closing(served.connect()) as connection:
+        for size, ending in ((1000, False), (2**19, True)):
+            connection.sendall(post("/v1/no-such-path", f"content-length: {size}", body=b" " * size))
+            got = connection.recv(65536)
+            assert got.startswith(b"HTTP/1.1 404")
+            assert (b"\r\nconnection: close" in got.lower()) == ending
 
 
 def test_clients_that_go_in_the_middle_of_a_body(served, http):

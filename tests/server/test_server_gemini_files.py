@@ -221,6 +221,21 @@ def test_an_upload_that_breaks_off_goes_on_where_it_was_also_after_the_server_wa
         assert httpx.get(f"{there.url}/v1beta/{file['name']}:download?alt=media&key=k").content == data
 
 
+def test_an_upload_whose_address_was_lost_is_begun_again_under_its_name(serve):
+    here, data = serve(Scripted()), data_of(2**20)
+    told = {"json": {"file": {"name": "files/my-notes"}}, "params": {"key": "k"}}
+    started = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"}
+    lost, address = (
+        httpx.post(f"{here.url}/upload/v1beta/files", headers=started, **told).headers["x-goog-upload-url"]
+        for _ in range(2)
+    )
+    assert send(lost, "upload", data).status_code == 404
+    done = send(address, "upload, finalize", data)
+    assert done.json()["file"]["name"] == "files/my-notes"
+    again = httpx.post(f"{here.url}/upload/v1beta/files", headers=started, **told)
+    assert again.status_code == 409
+
+
 def test_chunks_that_are_sent_again_are_not_kept_twice(serve):
     here, data = serve(Scripted()), data_of(3 * 2**20)
     address = begin(here.url, data)

@@ -176,6 +176,12 @@ def test_nobody_sees_another_ones(two):
     assert [found.id for found in ada.files.list()] == [file.id]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\r\nx: y", "\x7f", "x" * 513])
+def test_names_that_no_file_can_have_are_refused_at_the_beginning_of_an_upload(client, name):
+    with pytest.raises(openai.BadRequestError):
+        client.uploads.create(bytes=1, filename=name, mime_type="text/plain", purpose="user_data")
+
+
 # --- uploads in parts -------------------------------------------------------------------------------------
 
 

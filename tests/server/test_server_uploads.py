@@ -213,9 +213,23 @@ def test_ids_that_are_none_are_refused(uploads, id_):
 
 
 def test_an_id_is_given_once(uploads):
-    begun(uploads, id="mine")
-    with pytest.raises(ConflictError):
-        begun(uploads, id="mine")
+    kept(uploads, id="whole", owner="ada")
+    begun(uploads, id="coming", owner="ada")
+    for id_, owner in (("whole", "ada"), ("whole", None), ("coming", "bob"), ("coming", None)):
+        with pytest.raises(ConflictError):
+            begun(uploads, id=id_, owner=owner)
+
+
+@pytest.mark.parametrize("owner", ["ada", None])
+def test_whoever_lost_a_token_begins_again_under_the_same_id(uploads, owner):
+    lost = begun(uploads, id="mine", owner=owner, size=100_000)
+    uploads.append(lost, 0, b"abc")
+    token = begun(uploads, id="mine", owner=owner, size=200_000)  # there is no room for both
+    with pytest.raises(NotFoundError):
+        uploads.append(lost, 3, b"d")
+    uploads.append(token, 0, DATA + DATA)
+    record = uploads.finish(token)
+    assert (record.id, uploads.path("mine").read_bytes()) == ("mine", DATA + DATA)
 
 
 def test_a_token_of_another_upload_is_no_use(uploads):

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from studiolo import __version__
 from studiolo.errors import StudioloError
 from studiolo.server import operations
-from studiolo.server.bodies import Bounded
+from studiolo.server.bodies import Bounded, Unread
 from studiolo.server.described import described
 from studiolo.server.dialects import GEMINI, OPENAI, Dialects
 from studiolo.server.errors import Told, told
@@ -84,6 +84,7 @@ def create_app(studio: Studio) -> FastAPI:
         under_way=under_way,
         log_prompts=studio.settings.log_prompts,
     )
+    app.add_middleware(Unread)
     return app
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
+from contextlib import suppress
 from typing import Any
 
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,6 +22,9 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ALIKE = bytes.maketrans(b"{}", b"[]")
 _UPLOADS = re.compile(r"/gemini/v1beta/upload/|/openai/v1/(files|uploads)(/|$)")
+LINGER, LINGER_BYTES = 5.0, 2**24
+"""Seconds and bytes for which a body that nobody wants is read on."""
+_SHORT = 2**16  # bytes of a body that are as well read to their end
 _FORM = 2**20  # what a form needs around its file
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -119,6 +125,57 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text[:20]} is more than a number can be here")
     return number
+
+
+class Unread:
+    """Ends the connection of a request that is answered before its body has come.
+
+    By itself the server would read whatever that client goes on to send, and throw it away. A little more is
+    read before the end, as a client that is cut off while it sends may never see its answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = _announced(scope)
+        if left <= _SHORT:
+            await self.app(scope, receive, send)
+            return
+        ending = False
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            left = left - len(message.get("body", b"")) if message.get("more_body") else 0
+            return message
+
+        async def read_on() -> None:
+            read = 0
+            while left > 0 and read < LINGER_BYTES:
+                read += len((await counted()).get("body", b""))
+
+        async def ended(message: Message) -> None:
+            nonlocal ending
+            if message["type"] == "http.response.start" and left > _SHORT:
+                ending = True
+                MutableHeaders(scope=message)["connection"] = "close"
+            elif ending and message["type"] == "http.response.body" and not message.get("more_body"):
+                await send({**message, "more_body": True})
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(read_on(), LINGER)
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await self.app(scope, counted, ended)
+
+
+def _announced(scope: Scope) -> float:
+    """Bytes of a request's body, as far as it says."""
+    if scope["type"] != "http":
+        return 0
+    headers = Headers(scope=scope)
+    return math.inf if "transfer-encoding" in headers else int(headers.get("content-length", "0"))
 
 
 class Bounded:

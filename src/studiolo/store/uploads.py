@@ -128,15 +128,19 @@ class Uploads:
         Args:
             size: bytes, where they are known before; then no more and no fewer are taken.
             lifetime: from when it is whole; None: until it is deleted.
-            id: its name here, 1 to 40 lower-case letters, digits or dashes; made up if not given.
+            id: its name here, 1 to 40 lower-case letters, digits or dashes; made up if not given. An upload
+                of that id that this owner has begun and not ended is given up: who begins again has not got
+                its token.
 
         Raises:
             StudioloError: a name or a type that cannot be one.
-            ConflictError: there is a file of that id.
+            ConflictError: there is a file of that id, or somebody else's upload.
             TooLargeError: the file, or all files together.
         """
-        _check_names(name, mime)
+        check_names(name, mime)
         file = f"file-{secrets.token_hex(12)}" if id is None else _checked_id(id)
+        if id is not None and self._is_begun(file, owner):
+            self._give_up(file)
         if size is not None:
             self._check_size(size)
         token = secrets.token_urlsafe(32)
@@ -342,6 +346,12 @@ class Uploads:
             path.unlink(missing_ok=True)
         return len(lost)
 
+    def _is_begun(self, file: str, owner: str | None) -> bool:
+        """Whether there is an upload of that id, and this owner's."""
+        mine = (_sessions.c.file == file, _sessions.c.owner.is_not_distinct_from(owner))
+        with self._database.read() as connection:
+            return connection.execute(sa.select(_sessions.c.file).where(*mine)).first() is not None
+
     def _give_up(self, file: str) -> None:
         """Forgets an upload that was broken off, with its bytes; a file stays."""
         if self._record(_checked_id(file)) is not None:
@@ -463,7 +473,11 @@ def _checked_id(given: str) -> str:
     return given
 
 
-def _check_names(name: str, mime: str) -> None:
+def check_names(name: str, mime: str) -> None:
+    """
+    Raises:
+        StudioloError: a name or a media type that no file can have.
+    """
     if not name or len(name) > 512 or _CONTROL.search(name):
         raise StudioloError(
             "a file's name has 1 to 512 characters, none of them control characters", where=repr(name[:100])

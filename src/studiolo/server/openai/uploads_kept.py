@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from studiolo.errors import ConflictError, NotFoundError
 from studiolo.language.errors import InvalidRequestError
 from studiolo.store.database import Database, Moment, metadata
-from studiolo.store.uploads import FileRecord, Uploads
+from studiolo.store.uploads import FileRecord, Uploads, check_names
 
 Status = Literal["pending", "completed", "cancelled", "expired"]
 
@@ -78,7 +78,12 @@ class PartedUploads:
     def begin(
         self, *, owner: str | None, name: str, mime: str, size: int, purpose: str, lifetime: timedelta | None
     ) -> Parted:
-        """Announces a file; those announced long ago are forgotten."""
+        """Announces a file; those announced long ago are forgotten.
+
+        Raises:
+            StudioloError: a name or a media type that no file can have.
+        """
+        check_names(name, mime)
         now = self._clock()
         upload = Parted(
             f"upload_{secrets.token_hex(12)}", owner, name, mime, size, purpose, lifetime, now,
