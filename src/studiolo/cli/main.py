@@ -20,6 +20,7 @@ from studiolo.cli import (
     contexts,
     convert,
     demo,
+    estimate,
     extract,
     generate,
     keys,
@@ -63,7 +64,15 @@ def _options(
 
 
 for _command in (
-    *(train.train, sweep.sweep, generate.generate, score.score, reproduce.reproduce, demo.demo),
+    *(
+        train.train,
+        estimate.estimate,
+        sweep.sweep,
+        generate.generate,
+        score.score,
+        reproduce.reproduce,
+        demo.demo,
+    ),
     *(convert.convert, merge.merge),
     *(ask.ask, chat.chat, extract.extract, serve.serve),
 ):

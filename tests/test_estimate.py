@@ -1,0 +1,125 @@
+"""Estimates against what outside observers see: the memory profiler of torch, and a run that took place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from typer.testing import CliRunner
+
+from lessons import QUICK, lesson
+from studiolo.cli.main import app
+from studiolo.dreambooth.memory import Memory, _inputs, _MicroBatch, estimate_memory
+from studiolo.dreambooth.personalize import Personalization
+from studiolo.dreambooth.recipe import Recipe
+from tiny_families import TINY
+
+RATES = {"learning_rate": 1e-4, "text_learning_rate": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> dict[str, Path]:
+    return lesson(tmp_path_factory.mktemp("lesson"))
+
+
+def profiled_peak(module: torch.nn.Module, inputs: tuple) -> float:
+    """Most bytes that torch's CPU allocator had given out at one moment, above what it had before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        module(*inputs)
+    totals = [
+        event.extra_fields.total_allocated
+        for event in _flat(seen.profiler.kineto_results.experimental_event_tree())
+        if event.name == "[memory]"
+    ]
+    changes = [
+        event.extra_fields.alloc_size
+        for event in _flat(seen.profiler.kineto_results.experimental_event_tree())
+        if event.name == "[memory]"
+    ]
+    return max(totals) - (totals[0] - changes[0])
+
+
+def _flat(events):
+    found = []
+    todo = list(events)
+    while todo:
+        event = todo.pop()
+        found.append(event)
+        todo += event.children
+    return sorted(found, key=lambda event: event.start_time_ns)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("sd1", {}),
+        ("sd1", {"batch_size": 7, "prior_weight": 0}),
+        ("sd1", {"train_text_encoder": False}),
+        ("sd1", {"gradient_checkpointing": True}),
+        ("sd1", {"adapter": {"kind": "lora", "rank": 4}}),
+        ("sd1", {"precision": "bf16-mixed"}),
+        ("sdxl", {}),
+        ("sd3", {}),
+    ],
+    ids=str,
+)
+def test_the_memory_of_a_step_is_what_the_allocator_gives_out(family, settings):
+    recipe = Recipe().with_values(RATES | settings)
+    components = TINY[family]()
+    module = Personalization(components, recipe, ["a fox"], [], None)
+    expected = estimate_memory(module, components, recipe, makes_class_images=False)
+    count = recipe.batch_size * (2 if recipe.prior_weight else 1)
+    dtype = torch.bfloat16 if recipe.precision == "bf16-mixed" else None
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        taken = profiled_peak(_MicroBatch(module), _inputs(components, recipe, count)) / 2**20
+    assert expected.step == pytest.approx(taken, rel=0.05)
+
+
+def test_what_is_counted_follows_the_recipe():
+    def parts(**settings) -> Memory:
+        components = TINY["sd1"]()
+        recipe = Recipe().with_values(RATES | settings)
+        module = Personalization(components, recipe, ["a fox"], [], None)
+        return estimate_memory(module, components, recipe, makes_class_images=False)
+
+    plain = parts()
+    trained = sum(
+        p.numel() for part in ("unet", "text_encoder") for p in TINY["sd1"]().modules[part].parameters()
+    )
+    assert plain.optimizer == pytest.approx(8 * trained / 2**20)
+    assert parts(ema_decay=0.9).average == pytest.approx(4 * trained / 2**20)
+    assert parts(batch_size=8).step > 1.5 * plain.step
+    assert parts(adapter={"kind": "lora"}).optimizer < plain.optimizer / 5
+    assert parts(gradient_checkpointing=True).step < plain.step
+    assert replace(plain, held=1).total == pytest.approx(1 + plain.optimizer + plain.step)
+
+
+def test_the_command_estimates_and_leaves_its_class_images(given, studiolo_home):
+    arguments = [
+        "estimate", str(given["images"]), "--class", "fox", "--base", str(given["base"]), "--json",
+        *(f"--set={key}={json.dumps(value)}" for key, value in (QUICK | {"steps": 50}).items()),
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["fits"]
+    assert found["seconds"] == pytest.approx(sum(found["seconds_parts"].values()), abs=0.2)
+    assert len(list(studiolo_home.glob("cache/class-images/*/*.png"))) == 4
+    assert "class_images" in found["seconds_parts"]  # a second batch is missing
+    assert not list(studiolo_home.glob("runs/*"))
+
+
+def test_what_does_not_fit_is_said_with_another_exit_code(given, monkeypatch):
+    from studiolo.dreambooth import estimate
+
+    monkeypatch.setattr(estimate, "available_memory", lambda device: 10.0)
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in QUICK.items()]
+    result = CliRunner().invoke(
+        app, ["estimate", str(given["images"]), "--class", "fox", "--base", str(given["base"]), *settings]
+    )
+    assert result.exit_code == 3
+    assert "adapter.kind=lora" in result.output
