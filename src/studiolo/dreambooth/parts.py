@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,17 +19,37 @@ TokenIds = Sequence[int | None]
 """The row of one token in each text encoder's table, None where an encoder has none for it."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class Part:
+    """What of some networks is trained at one rate; "unet", "text" (the text encoders) or "token"."""
+
+    name: str
+    networks: Sequence[torch.nn.Module]
+    rate: float
+    weight_decay: float
+
+    @property
+    def group(self) -> ParameterGroup:
+        """Its parameters as they are now: sharing them out (fsdp) puts others in their places."""
+        trained = [p for network in self.networks for p in network.parameters() if p.requires_grad]
+        return ParameterGroup(self.name, trained, self.rate, self.weight_decay)
+
+
+@dataclass(frozen=True)
 class Parts:
-    """What moves, by group: "unet", "text" (the text encoders) and "token"; all else stands still.
+    """What moves; all else stands still. `total` counts the numbers of all networks, adapters and vectors.
 
     `tokens` has one entry a trained text encoder when the token's vectors are trained, else none.
     """
 
-    groups: list[ParameterGroup]
-    tokens: list[TokenVectors] = field(default_factory=list)
-    total: int = 0
-    """How many numbers all networks have together, adapters and vectors included."""
+    chosen: Sequence[Part]
+    tokens: Sequence[TokenVectors]
+    total: int
+
+    @property
+    def groups(self) -> list[ParameterGroup]:
+        """For the optimizer: those that hold anything."""
+        return [part.group for part in self.chosen if part.group.parameters]
 
     @property
     def report(self) -> dict[str, Any]:
@@ -68,15 +88,15 @@ def choose_parts(components: Components, recipe: Recipe, tokens: Sequence[TokenI
     vectors = _token_vectors(encoders, tokens) if recipe.train_token_embedding else []
     rate, text_rate = rates(recipe, components)
     decay = recipe.weight_decay
-    groups = [
-        ParameterGroup("unet", _trained([components.denoiser]), rate, decay),
-        ParameterGroup("text", _trained(encoders), text_rate, decay),
+    parts = [
+        Part("unet", [components.denoiser], rate, decay),
+        Part("text", encoders, text_rate, decay),
         # A vector that decays means less and less: Gal et al. do without.
-        ParameterGroup("token", _trained(vectors), text_rate, 0.0),
+        Part("token", vectors, text_rate, 0.0),
     ]
     modules = [*components.modules.values(), *vectors]
     total = sum(p.numel() for module in modules for p in module.parameters())
-    return Parts([group for group in groups if group.parameters], vectors, total)
+    return Parts(parts, vectors, total)
 
 
 def adapter_settings(recipe: Recipe) -> AdapterSettings:
@@ -100,7 +120,3 @@ def _token_vectors(encoders: Sequence[Any], tokens: Sequence[TokenIds]) -> list[
         for encoder, ids in zip(encoders, rows, strict=True)
         if any(i is not None for i in ids)
     ]
-
-
-def _trained(modules: Sequence[torch.nn.Module]) -> list[torch.nn.Parameter]:
-    return [p for module in modules for p in module.parameters() if p.requires_grad]

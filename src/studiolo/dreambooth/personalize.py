@@ -24,6 +24,10 @@ from studiolo.dreambooth.batches import Batch, Batches, HalfBatch
 from studiolo.dreambooth.parts import TokenIds, choose_parts
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.training.optimizers import make_optimizer
+from studiolo.training.sharding import average_gradients, clip_gradients, shard, whole
+
+MakeBatches = Callable[[int, int, int], Batches]
+"""(start, rank, world) -> the micro-batches of a process from number `start`."""
 
 
 class Personalization(pl.LightningModule):
@@ -36,7 +40,7 @@ class Personalization(pl.LightningModule):
         components: the model, its vocabulary already holding the identifier.
         prompts: the table of prompts that the batches point into.
         tokens: what stands for the subjects: rows of the embedding tables.
-        batches: (start, rank, world) -> the micro-batches of this process from number `start`.
+        batches: makes the micro-batches of this process.
     """
 
     def __init__(
@@ -45,7 +49,7 @@ class Personalization(pl.LightningModule):
         recipe: Recipe,
         prompts: list[str],
         tokens: Sequence[TokenIds],
-        batches: Callable[[int, int, int], Batches],
+        batches: MakeBatches,
     ) -> None:
         super().__init__()
         self.recipe = recipe
@@ -75,6 +79,22 @@ class Personalization(pl.LightningModule):
             denoiser.to(memory_format=torch.channels_last)
         if self.recipe.compile:
             denoiser.compile()
+
+    def configure_model(self) -> None:
+        """Shares the networks that are trained out over the processes, where the recipe says fsdp."""
+        if self.recipe.strategy != "fsdp":
+            return
+        assert self.device_mesh is not None
+        mesh, bf16 = self.device_mesh["data_parallel"], self.recipe.precision == "bf16-mixed"
+        for network in (self.denoiser, *self.text_encoders):
+            if network is self.denoiser or any(p.requires_grad for p in network.parameters()):
+                shard(network, mesh, bf16=bf16)
+        average_gradients(self.tokens.parameters())
+
+    def gathered(self) -> dict[str, torch.Tensor]:
+        """What is trained, by name, whole and on the CPU; under fsdp every process has to ask."""
+        named = self.named_parameters()
+        return {name: whole(p.detach()).cpu() for name, p in named if p.requires_grad}
 
     @property
     def text_is_trained(self) -> bool:
@@ -147,8 +167,7 @@ class Personalization(pl.LightningModule):
             for parameter in self.denoiser.parameters():
                 parameter.grad = None  # which an optimizer leaves alone
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        limit = self.recipe.clip_norm or math.inf
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit).detach()
+        self.grad_norm = clip_gradients(parameters, self.recipe.clip_norm or math.inf)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout, where a model has some, is the same after a resume and differs between ranks.

@@ -115,7 +115,8 @@ class Checkpoints(StepCallback):
                 self._save(trainer, trainer.global_step)
 
     def _save(self, trainer: pl.Trainer, step: int) -> None:
-        if step and not self.path(step).exists():
+        # One process looks: another could find the file that this one is writing, and not take part.
+        if step and not trainer.strategy.broadcast(self.path(step).exists()):
             trainer.save_checkpoint(self.path(step))
         if trainer.is_global_zero:
             for old in all_checkpoints(self.folder)[: -self.keep]:

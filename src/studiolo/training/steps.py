@@ -9,6 +9,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from studiolo.training.sharding import like, whole
+
 
 class StepCallback(pl.Callback):
     """A callback that counts optimizer steps, not micro-batches."""
@@ -41,8 +43,7 @@ class MovingAverage(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, parameter in _trained(pl_module):
-            old = self.average.get(name, parameter.detach())
-            self.average[name] = old.to(parameter.device, copy=True)
+            self.average[name] = like(self.average.get(name, parameter.detach()), parameter)
 
     @torch.no_grad()
     def on_step(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
@@ -51,7 +52,7 @@ class MovingAverage(StepCallback):
             self.average[name].lerp_(parameter, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self.average)
+        return {name: whole(average) for name, average in self.average.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.average = dict(state_dict)
