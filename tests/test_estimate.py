@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from typer.testing import CliRunner
 
-from lessons import QUICK, lesson
+from lessons import QUICK, lesson, teach
 from studiolo.cli.main import app
+from studiolo.dreambooth import teaching
 from studiolo.dreambooth.memory import Memory, _inputs, _MicroBatch, estimate_memory
 from studiolo.dreambooth.personalize import Personalization
+from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.trainer import train
 from tiny_families import TINY
 
 RATES = {"learning_rate": 1e-4, "text_learning_rate": 1e-4}
@@ -123,3 +128,22 @@ def test_what_does_not_fit_is_said_with_another_exit_code(given, monkeypatch):
     )
     assert result.exit_code == 3
     assert "adapter.kind=lora" in result.output
+
+
+def test_the_record_compares_what_was_expected_with_what_was(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "_LARGE", 0)
+    taught = teach(given, tmp_path / "run", steps=12)
+    assert taught.ref.card["step"] == 12
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["outcome"]
+    assert found["steps"] == 12
+    assert found["memory_mb_expected"] == pytest.approx(found["memory_mb"], rel=0.5)
+    assert found["seconds_expected"] > 0
+    assert found["seconds"] > 0
+
+
+def test_a_training_that_needs_more_than_there_is_says_so(given, tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "_LARGE", 0)
+    monkeypatch.setattr(teaching, "available_memory", lambda device: 5.0)
+    console = Console(file=io.StringIO(), width=200)
+    train(**given, class_noun="fox", name="small", out=tmp_path / "run", display=Display(console), **QUICK)
+    assert "more than there is" in console.file.getvalue()

@@ -59,17 +59,14 @@ def estimate(
 
 
 def _text(found: Estimate) -> str:
-    from studiolo.dreambooth.memory import told
+    from studiolo.dreambooth.memory import LESS, told
 
     lines = [told(found.memory, found.available)]
     if found.fits:
         parts = ", ".join(f"{name.replace('_', ' ')} {_span(s)}" for name, s in found.seconds.items())
         lines.append(f"time on {found.device}: about {_span(found.total_seconds)} ({parts})")
     else:
-        lines.append(
-            "This does not fit. What takes less: adapter.kind=lora, gradient_checkpointing=true, "
-            "a smaller batch_size with accumulate, optimizer=adamw8bit, precision=bf16-mixed."
-        )
+        lines.append(f"This does not fit. What takes less: {LESS}.")
     return "\n".join(lines)
 
 

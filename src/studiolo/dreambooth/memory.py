@@ -27,6 +27,11 @@ from studiolo.dreambooth.recipe import Recipe
 _STATE_BYTES = {"adamw": 8, "adamw8bit": 2.1, "prodigy": 16, "adafactor": 0.1}
 """Bytes of an optimizer's state for each trained number; Adafactor's are rows and columns of a matrix."""
 _MIB = 2**20
+LESS = (
+    "adapter.kind=lora, gradient_checkpointing=true, a smaller batch_size with accumulate, "
+    "optimizer=adamw8bit, precision=bf16-mixed"
+)
+"""What a recipe can do for less memory."""
 
 
 @dataclass(frozen=True)
