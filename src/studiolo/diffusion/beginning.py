@@ -68,6 +68,7 @@ def begin(
     Raises StudioloError when `start.strength` leaves no step.
     """
     if start is None:
+        _begin_at(scheduler, 0)
         noise = draw_noise(shape, sources).to(components.device, components.dtype)
         return Beginning(noise * _first_scale(scheduler), scheduler.timesteps, noise)
     timesteps = _last_part(scheduler, start.strength)
@@ -102,9 +103,15 @@ def _last_part(scheduler: Any, strength: float) -> torch.Tensor:
             remedy=f"Use {1 / steps:.2g} or more, or more steps.",
         )
     first = (steps - left) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
+    _begin_at(scheduler, first)
     return scheduler.timesteps[first:]
+
+
+def _begin_at(scheduler: Any, index: int) -> None:
+    """Tells the scheduler its first call. Else it looks for the first timestep, and takes the second of two
+    equal ones, which there are where sigmas are so close that they round to one level."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)
 
 
 def _is_flow(scheduler: Any) -> bool:
