@@ -7,7 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 
 from studiolo.diffusion.samplers import SamplerSettings
@@ -17,7 +22,7 @@ from studiolo.formats.clip_vocabulary import clip_tokenizer, is_clip
 from studiolo.formats.diffusers_folder import save_components
 from studiolo.formats.opening import open_components
 from studiolo.formats.single_file import read_single_file, write_single_file
-from studiolo.formats.tensors import read_tensors, write_tensors
+from studiolo.formats.tensors import read_metadata, read_tensors, write_tensors
 from studiolo.models import registry
 from tiny import tiny_components
 from tinyfiles import MAKERS
@@ -59,6 +64,7 @@ def test_the_reference_pipeline_reads_it_and_draws_the_same(written, tmp_path):
     for weights in configs.rglob("*.safetensors"):
         weights.unlink()
     pipeline = PIPELINES[name].from_single_file(str(file), config=str(configs), local_files_only=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         PROMPT,
@@ -262,6 +268,19 @@ def test_a_header_that_lies_is_told(tmp_path):
         (tmp_path / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(8))
         with pytest.raises(StudioloError, match="not a whole"):
             read_tensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_position_embeddings": 10**12}, {"num_hidden_layers": 10**6}, {"hidden_size": "wide"}]
+)
+def test_metadata_that_ask_for_too_much_are_told(tmp_path, change):
+    file = write_single_file(tiny_components(), tmp_path / "a.safetensors")
+    told = json.loads(read_metadata(file)["studiolo.model"])
+    told["configs"]["text_encoder"] |= change
+    bad = write_tensors(tmp_path / "b.safetensors", load_file(file), {"studiolo.model": json.dumps(told)})
+    with pytest.raises(StudioloError) as caught:
+        open_components(bad)
+    assert caught.value.where == str(bad)
 
 
 def test_a_killed_write_leaves_nothing(tmp_path):

@@ -13,7 +13,6 @@ from studiolo.diffusion.families import FAMILIES
 from studiolo.formats.clip_vocabulary import clip_tokenizer
 
 SCHEDULE = {
-    "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -21,6 +20,7 @@ SCHEDULE = {
     "clip_sample": False,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+    "skip_prk_steps": True,
 }
 
 
@@ -61,7 +61,7 @@ def stable_diffusion_1(seed: int = 0) -> Components:
         denoiser=UNet2DConditionModel(
             sample_size=64, block_out_channels=[32, 64, 64, 64], cross_attention_dim=64, attention_head_dim=8
         ).eval(),
-        scheduler_config=SCHEDULE | {"prediction_type": "epsilon"},
+        scheduler_config=SCHEDULE | {"_class_name": "PNDMScheduler", "prediction_type": "epsilon"},
     )
 
 
@@ -79,7 +79,7 @@ def stable_diffusion_2(seed: int = 0, prediction_type: str = "v_prediction") -> 
             attention_head_dim=[1, 1, 2, 2],
             use_linear_projection=True,
         ).eval(),
-        scheduler_config=SCHEDULE | {"prediction_type": prediction_type},
+        scheduler_config=SCHEDULE | {"_class_name": "DDIMScheduler", "prediction_type": prediction_type},
     )
 
 
@@ -106,7 +106,12 @@ def stable_diffusion_xl(seed: int = 0, prediction_type: str = "epsilon") -> Comp
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=6 * 256 + 128,
         ).eval(),
-        scheduler_config=SCHEDULE | {"prediction_type": prediction_type, "timestep_spacing": "leading"},
+        scheduler_config=SCHEDULE
+        | {
+            "_class_name": "EulerDiscreteScheduler",
+            "prediction_type": prediction_type,
+            "timestep_spacing": "leading",
+        },
         family=FAMILIES["sdxl"](),
     )
 

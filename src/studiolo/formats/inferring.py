@@ -29,6 +29,7 @@ _SCHEDULE = {
     "clip_sample": False,
     "set_alpha_to_one": False,
     "steps_offset": 1,
+    "skip_prk_steps": True,
 }
 
 

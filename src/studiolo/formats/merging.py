@@ -156,13 +156,13 @@ def _sum(terms: list[tuple[Source, float]]) -> Components:
     for module in total.modules.values():
         _scale(module, weight)
     for source, weight in terms[1:]:
-        other = open_components(source.ref)
+        other = open_components(source.ref, stored_dtype(source.ref))  # half the memory of float32, often
         _check_fit(total, other, first, source)
         for part, module in total.modules.items():
             theirs = other.modules[part].state_dict()
             for name, tensor in module.state_dict().items():
                 if tensor.is_floating_point():
-                    tensor.add_(theirs[name], alpha=weight)
+                    tensor.add_(theirs[name].float(), alpha=weight)
     return total
 
 

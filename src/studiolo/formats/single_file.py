@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPTextConfig, CLIPTokenizer
 
 from studiolo.diffusion.components import Components
@@ -27,6 +28,7 @@ from studiolo.models.registry import CARD_KEY
 
 DESCRIPTION_KEY = "studiolo.model"
 _TOKENIZER_JSON = "tokenizer.json"
+_MOST_LAYERS, _LARGEST = 256, 1 << 20
 _PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 
 
@@ -46,7 +48,7 @@ def read_single_file(file: str | Path, dtype: torch.dtype | None = torch.float32
         components = _build(describe(file, tensors), tensors, dtype)
     except StudioloError as error:
         raise StudioloError(error.message, where=error.where or file, remedy=error.remedy) from error
-    except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, IndexError, RuntimeError, StrictDataclassError) as error:
         raise StudioloError(
             f"not a model that can be read: {type(error).__name__}: {error}",
             where=file,
@@ -61,9 +63,24 @@ def describe(file: Path, tensors: Tensors | None = None) -> Description:
     tensors = read_tensors(file) if tensors is None else tensors
     metadata = read_metadata(file)
     if text := metadata.get(DESCRIPTION_KEY):
-        return Description(**json.loads(text))
+        told = Description(**json.loads(text))
+        _check_size(told.configs)
+        return told
     _refuse_parts(tensors)
     return infer(tensors, _told_prediction(file, metadata))
+
+
+def _check_size(configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses a config that no file of weights can fill, before anything is made of its size."""
+    for part, config in configs.items():
+        for key, value in config.items():
+            most = _MOST_LAYERS if "layers" in key else _LARGEST
+            numbers = value if isinstance(value, list) else [value]
+            if len(numbers) > _MOST_LAYERS or any(isinstance(n, int) and n > most for n in numbers):
+                raise StudioloError(
+                    f"its metadata ask for a {part} of a size that there is not: {key} {str(value)[:40]}",
+                    remedy="Do not trust this file.",
+                )
 
 
 def write_single_file(
