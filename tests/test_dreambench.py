@@ -22,7 +22,7 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from lessons import QUICK
+from lessons import QUICK, lesson, teach
 from studiolo.cli.main import app
 from studiolo.errors import StudioloError
 from studiolo.evaluation.bench import CLASS_PICTURES, Bench, find_subjects
@@ -38,6 +38,7 @@ from studiolo.evaluation.embedders import load_embedder
 from studiolo.evaluation.lpips import alexnet_features, load_lpips
 from studiolo.evaluation.published import Judges, load_judges, mean_scores
 from studiolo.evaluation.textimage import load_text_image
+from studiolo.evaluation.training import training_scorer
 from studiolo.models.registry import list_models
 from tiny import tiny_folder, tiny_tokenizer
 
@@ -316,3 +317,35 @@ def test_photographs_are_judged_as_large_as_they_are(dataset, tmp_path):
     lesson = Bench(dataset, tmp_path, {"dog6": "dog"}).lessons[0]
     assert [image.size for image in lesson.real()] == [(48, 40)] * 2
     assert lesson.real()[0].tobytes() == Image.open(dataset / "dog6" / "00.jpg").convert("RGB").tobytes()
+
+
+def test_score_takes_the_weights_of_its_embedder_from_a_folder(dino, tmp_path, studiolo_home):
+    given = lesson(tmp_path / "lesson")
+    teach(given, tmp_path / "run", steps=1)
+    asked = [
+        "score",
+        "--model",
+        "run",
+        "--embedder",
+        "dino",
+        "--weights",
+        str(dino),
+        "-n",
+        "1",
+        "--steps",
+        "1",
+    ]
+    result = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "scores")])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "scores" / "report.json").read_text())["embedder"] == "dino"
+
+
+def test_training_is_scored_by_dino_and_clip_where_they_are(dino, clip, tmp_path):
+    scores = {"every": 1, "n": 1, "contexts": 2, "steps": 1, "embedder": "dino"}
+    scores |= {"weights": str(dino), "text_weights": str(clip)}
+    model = teach(
+        lesson(tmp_path / "lesson"), tmp_path / "run", steps=1, scores=scores, scorer=training_scorer
+    )
+    found = model.ref.card["scores"]
+    assert -1 <= found["fidelity"] <= 1
+    assert 0 <= found["prompt"] <= 1

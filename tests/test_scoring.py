@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lessons import lesson, same_weights, teach, weights
+from studiolo.diffusion.conditioning import encode_prompts
 from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
@@ -25,6 +26,7 @@ from studiolo.evaluation import training
 from studiolo.evaluation.eye import shipped_eye
 from studiolo.evaluation.training import training_scorer
 from studiolo.formats.diffusers_folder import load_components
+from studiolo.formats.opening import open_components
 from studiolo.models.registry import resolve
 
 QUICK = {"n": 1, "contexts": 2, "steps": 1}
@@ -228,3 +230,33 @@ def test_a_best_of_before_the_last_checkpoint_survives_a_kill(given, tmp_path, m
     training.trainer.resume(tmp_path / "run", display=Display.silent(), scorer=lambda recipe, images: after)
     assert resolve("run").card["step"] == 2
     assert [row["fidelity"] for row in scores(tmp_path / "run")] == [0, 0.1, 0.5, 0.2, 0.3, 0.3, 0.3]
+
+
+@pytest.mark.parametrize("export", ["adapter", "merged"])
+def test_the_best_of_an_adapter_is_exported_and_the_last_beside_it(given, tmp_path, export):
+    """What was scored at each step is what the two exported models are, opened again."""
+    judge = Outputs(0, 0.5, 0.4)
+    settings = {"adapter": {"kind": "lora", "rank": 2}, "export": export, "steps": 2, "learning_rate": 1e-2}
+    taught(given, tmp_path / "run", judge, scores={"every": 1}, **settings)
+    for folder, told in (("model", judge.predictions[1]), ("last", judge.predictions[2])):
+        found = judge.predict(open_components(tmp_path / "run" / folder))
+        torch.testing.assert_close(found, told, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(judge.predictions[1], judge.predictions[2], rtol=1e-3, atol=1e-3)
+
+
+class Outputs(Scripted):
+    """Scripted, and remembers what the model predicted at each scoring."""
+
+    def __init__(self, *fidelities: float) -> None:
+        super().__init__(*fidelities)
+        self.predictions: list[torch.Tensor] = []
+
+    def marks(self, components, baseline):
+        self.predictions.append(self.predict(components))
+        return super().marks(components, baseline)
+
+    @staticmethod
+    @torch.no_grad()
+    def predict(components) -> torch.Tensor:
+        noise = torch.randn(1, *components.latent_shape(), generator=torch.Generator().manual_seed(0))
+        return components.predict(noise, torch.tensor([500]), encode_prompts(components, ["a fox"]))

@@ -25,6 +25,9 @@ def score(
     embedder: Annotated[
         str, typer.Option(help="What likeness is measured by: eye, or dino or clip where they can be had.")
     ] = "eye",
+    weights: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the embedder's weights lie, if not on the hub.")
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Compare with this model; else with the subject's base."),
@@ -48,6 +51,7 @@ def score(
     """
     from studiolo.drawing.model import ImageModel
     from studiolo.evaluation import scores
+    from studiolo.evaluation.embedders import load_embedder
     from studiolo.evaluation.learned import learned_subjects
     from studiolo.evaluation.mixing import score_apart
 
@@ -57,7 +61,7 @@ def score(
         "seed": seed,
         "steps": steps,
         "guidance_scale": guidance,
-        "embedder": embedder,
+        "embedder": load_embedder(embedder, weights),
         "baseline": baseline,
         "out": out,
         "bar": drawing_bar,
