@@ -12,7 +12,7 @@ from PIL import Image
 
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.drawing import given as given_module
-from studiolo.drawing.given import give, transparency_mask
+from studiolo.drawing.given import give
 from studiolo.drawing.model import ImageModel
 from studiolo.drawing.provenance import read_provenance
 from studiolo.drawing.reproduction import reproduce
@@ -75,10 +75,30 @@ def test_what_is_transparent_is_white_in_pictures_and_black_in_masks():
 def test_masks_of_transparency_are_turned_around():
     clear = Image.new("RGBA", (8, 8), (9, 9, 9, 255))
     clear.paste((9, 9, 9, 0), (0, 0, 4, 8))
-    mask = transparency_mask(encoded(clear))
-    assert (mask.getpixel((0, 0)), mask.getpixel((7, 7))) == (255, 0)
+    for given in (
+        give(encoded(ramp(8, 8)), encoded(clear), None, alpha=True),
+        give(encoded(clear), None, None, alpha=True),
+    ):
+        assert (given.mask.getpixel((0, 0)), given.mask.getpixel((7, 7)), given.strength) == (255, 0, 1.0)
     with pytest.raises(StudioloError, match="no transparency"):
-        transparency_mask(encoded(ramp()))
+        give(encoded(ramp()), encoded(ramp()), alpha=True)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_opaque_picture_is_no_mask(mode):
+    given = give(encoded(ramp().convert(mode)), None, None, alpha=True)
+    assert (given.mask, given.strength) == (None, 0.6)
+
+
+def test_a_picture_that_was_its_own_mask_is_drawn_again(model, tmp_path):
+    clear = ramp().convert("RGBA")
+    clear.paste((9, 9, 9, 0), (0, 0, 16, 32))
+    path = tmp_path / "drawn.png"
+    given = give(encoded(clear), None, None, alpha=True)
+    (drawn,) = model.draw([model.request("a fox")], SamplerSettings(steps=2), given=given)
+    drawn.save(path)
+    assert read_provenance(path).given.alpha
+    assert reproduce(path, init=encoded(clear)).identical
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,7 @@ def test_what_cannot_be_is_refused(arguments, message):
 
 def test_too_many_pixels_and_bytes_are_refused(monkeypatch):
     monkeypatch.setattr(given_module, "MAX_PIXELS", 1000)
-    with pytest.raises(StudioloError, match="1024 pixels"):
+    with pytest.raises(StudioloError, match=r"more pixels than the 0\.001 million"):
         give(encoded(ramp()))
     monkeypatch.setattr(given_module, "MAX_BYTES", 100)
     with pytest.raises(StudioloError, match="MiB"):

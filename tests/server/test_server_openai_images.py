@@ -201,16 +201,6 @@ def test_models_that_are_not_there(client):
         assert told.value.code == "model_not_found"
 
 
-def test_edits_are_not_built(client):
-    for call in (
-        lambda: client.images.edit(image=("a.png", b"x"), prompt="a hat"),
-        lambda: client.images.create_variation(image=("a.png", b"x")),
-    ):
-        with pytest.raises(openai.InternalServerError, match="cannot be edited") as told:
-            call()
-        assert (told.value.status_code, told.value.code) == (501, "unsupported_value")
-
-
 def test_a_client_that_goes_away_ends_the_drawing(served):
     asked = {"model": "tiny", "prompt": "a fox", "steps": 500, "n": 8}
     with pytest.raises(httpx.ReadTimeout):

@@ -29,7 +29,8 @@ class Given:
 
     image: RGB; mask: of the same size, 255 where to paint anew, or None for everywhere; each with the SHA-256
     of its file. strength: above 0, how much of the image to give up, to 1. keep: outside the mask the pixels
-    stay as they are; else the VAE draws them again, nearly alike.
+    stay as they are; else the VAE draws them again, nearly alike. alpha: the mask is where its file, or where
+    there is none that of the image, is transparent.
     """
 
     image: Image.Image
@@ -38,6 +39,7 @@ class Given:
     mask_sha256: str | None = None
     strength: float = 0.6
     keep: bool = True
+    alpha: bool = False
 
     def size_for(self, components: Components) -> tuple[int, int]:
         """(width, height) to draw in: the image's own, on the latents' grid; if that is much larger than the
@@ -56,8 +58,11 @@ class Given:
         if self.mask is not None:
             mask = ImageOps.fit(self.mask, size, lanczos).point(lambda value: 255 if value > 127 else 0)
             if mask.getbbox() is None:
+                how = "transparent" if self.alpha else "white"
                 raise StudioloError(
-                    "the mask says nothing to paint", where="mask", remedy="Make white what is to be painted."
+                    "the mask says nothing to paint",
+                    where="mask",
+                    remedy=f"Make {how} what is to be painted.",
                 )
         return Fitted(ImageOps.fit(self.image, size, lanczos), mask, self.strength, self.keep)
 
@@ -88,11 +93,20 @@ class Fitted:
 
 
 def give(
-    image: Source | None, mask: Source | None = None, strength: float = 0.6, keep: bool = True
+    image: Source | None,
+    mask: Source | None = None,
+    strength: float | None = 0.6,
+    keep: bool = True,
+    alpha: bool = False,
 ) -> Given | None:
     """Reads what pictures begin from; None without an image.
 
     The image is turned upright as its EXIF data say, and laid on white where it is transparent.
+
+    Args:
+        strength: None: 1 where a mask by `alpha` says what to paint, as nothing is there; else 0.6.
+        alpha: paint where the mask, or if there is none the image itself, is transparent, instead of where
+            the mask is white. An image that is opaque everywhere is painted everywhere.
 
     Raises:
         StudioloError: a file that is no picture or too large, a mask without an image or of another size, a
@@ -102,34 +116,39 @@ def give(
         if mask is not None:
             raise StudioloError("a mask, but no picture", where="mask", remedy="Give the picture too: init.")
         return None
-    if not 0 < strength <= 1:
+    if strength is not None and not 0 < strength <= 1:
         raise StudioloError(
             f"{strength} is no strength", where="strength", remedy="Use a value above 0, to 1."
         )
     picture, digest = _read(image, "init")
-    if mask is None:
-        return Given(_on_white(picture), digest, strength=strength, keep=keep)
-    white, mask_digest = _read(mask, "mask")
-    if white.size != picture.size:
-        raise StudioloError(
-            f"the mask has {white.width}x{white.height} pixels, the picture {picture.width}x{picture.height}",
-            where="mask",
-            remedy="Make both of one size.",
-        )
-    return Given(_on_white(picture), digest, _grey(white), mask_digest, strength, keep)
+    to_paint, mask_digest = None, None
+    if mask is not None:
+        drawn, mask_digest = _read(mask, "mask")
+        if drawn.size != picture.size:
+            raise StudioloError(
+                f"the mask has {drawn.width}x{drawn.height} pixels, "
+                f"the picture {picture.width}x{picture.height}",
+                where="mask",
+                remedy="Make both of one size.",
+            )
+        to_paint = _transparent(drawn) if alpha else _grey(drawn)
+        if to_paint is None:
+            raise StudioloError(
+                "no transparency in it", where="mask", remedy="Make transparent what is to be painted."
+            )
+    elif alpha:
+        to_paint = _transparent(picture)
+    if strength is None:
+        strength = 1.0 if alpha and to_paint is not None else 0.6
+    return Given(_on_white(picture), digest, to_paint, mask_digest, strength, keep, alpha)
 
 
-def transparency_mask(image: Source) -> Image.Image:
-    """White where `image` is transparent: the masks of OpenAI's images API say so what to paint.
-
-    Raises StudioloError for an image without transparency.
-    """
-    picture, _ = _read(image, "mask")
+def _transparent(picture: Image.Image) -> Image.Image | None:
+    """White where `picture` is transparent, None if it is so nowhere."""
     if not picture.has_transparency_data:
-        raise StudioloError(
-            "no transparency in it", where="mask", remedy="Make transparent what is to be painted."
-        )
-    return ImageOps.invert(picture.convert("RGBA").getchannel("A"))
+        return None
+    white = ImageOps.invert(picture.convert("RGBA").getchannel("A"))
+    return white if np.asarray(white).max() > 127 else None
 
 
 def _read(source: Source, what: str) -> tuple[Image.Image, str]:
@@ -144,16 +163,17 @@ def _read(source: Source, what: str) -> tuple[Image.Image, str]:
         raise StudioloError(f"more than {MAX_BYTES >> 20} MiB", where=where, remedy="Save it smaller.")
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
-        pixels = picture.width * picture.height
-        if pixels <= MAX_PIXELS:
+        if picture.width * picture.height <= MAX_PIXELS:
             picture.load()
             return ImageOps.exif_transpose(picture), sha256_bytes(data)
+    except Image.DecompressionBombError:
+        pass  # so many pixels that Pillow itself would not read them
     except Exception as error:  # on damaged data decoders raise nearly everything
         raise StudioloError(
             "not a picture that can be read", where=where, remedy="Give a PNG, JPEG or WebP file."
         ) from error
     raise StudioloError(
-        f"{pixels} pixels, more than the {MAX_PIXELS // 10**6} million that are read",
+        f"more pixels than the {MAX_PIXELS / 10**6:g} million that are read",
         where=where,
         remedy="Scale it down.",
     )

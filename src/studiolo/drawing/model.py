@@ -275,7 +275,11 @@ def _given_trace(given: Given | None) -> GivenTrace | None:
     if given is None:
         return None
     return GivenTrace(
-        image=given.image_sha256, mask=given.mask_sha256, strength=given.strength, keep=given.keep
+        image=given.image_sha256,
+        mask=given.mask_sha256,
+        strength=given.strength,
+        keep=given.keep,
+        alpha=given.alpha,
     )
 
 

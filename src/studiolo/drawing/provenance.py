@@ -76,12 +76,14 @@ class Machine(_Record):
 
 
 class GivenTrace(_Record):
-    """The picture that this one began from, and its mask, by the SHA-256 of their files."""
+    """The picture that this one began from, and its mask, by the SHA-256 of their files; `alpha` as in
+    `drawing.given.Given`."""
 
     image: Sha256
     mask: Sha256 | None = None
     strength: Annotated[float, Field(gt=0, le=1)]
     keep: bool = True
+    alpha: bool = Field(default=False, exclude_if=lambda alpha: not alpha)
 
 
 class Provenance(_Record):

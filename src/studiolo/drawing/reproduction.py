@@ -82,7 +82,7 @@ def _given(
         if init is not None or mask is not None:
             raise StudioloError("it did not begin from a picture", where=path, remedy="Leave out --init.")
         return None
-    given = give(init, mask, trace.strength, trace.keep)
+    given = give(init, mask, trace.strength, trace.keep, trace.alpha)
     found = (given.image_sha256, given.mask_sha256) if given else (None, None)
     for name, was, now in zip(("init", "mask"), (trace.image, trace.mask), found, strict=True):
         if now != was:

@@ -21,6 +21,7 @@ from studiolo.models import registry
 
 if TYPE_CHECKING:
     from studiolo.diffusion.sampling import Step
+    from studiolo.drawing.given import Given
     from studiolo.drawing.model import ImageModel
 
     OnStep = Callable[[ImageModel, Step], None]
@@ -70,10 +71,11 @@ class Order:
     more: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of `diffusion.sampler_settings.SamplerSettings`."""
     init: bytes | None = None
-    """A picture file to begin from; with `mask`, one of the same size, only where that is white."""
+    """A picture file to begin from; this and the next ones as `drawing.given.give` takes them."""
     mask: bytes | None = None
-    strength: float = 0.6
+    strength: float | None = None
     keep: bool = True
+    alpha: bool = False
 
 
 class Artist:
@@ -121,6 +123,7 @@ class Artist:
         mask: bytes | None = None,
         strength: float | None = None,
         keep: bool | None = None,
+        alpha: bool | None = None,
         interactive: bool = True,
         progress: Progress | None = None,
         sketches: int = 0,
@@ -133,7 +136,8 @@ class Artist:
 
         Args:
             more: other fields of `diffusion.sampler_settings.SamplerSettings`.
-            init, mask, strength, keep: what to begin from, as `drawing.given.give` takes it, as files' bytes.
+            init, mask, strength, keep, alpha: what to begin from, as `drawing.given.give` takes it, as files'
+                bytes.
             sketches: of each picture on its way, at even distances, as far as it has steps for them; they go
                 to `on_sketch`.
 
@@ -149,7 +153,7 @@ class Artist:
         first = secrets.randbelow(2**32 - n) if seed is None else seed
         given = {"width": width, "height": height, "steps": steps, "guidance": guidance,
                  "negative": negative, "sampler": sampler, "more": more, "init": init, "mask": mask,
-                 "strength": strength, "keep": keep}  # fmt: skip
+                 "strength": strength, "keep": keep, "alpha": alpha}  # fmt: skip
         order = Order(
             [(prompt, first + i) for i in range(n)],
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
@@ -228,7 +232,9 @@ class Artist:
         _check_size(model, order)
         requests = [model.request(prompt, seed, order.negative) for prompt, seed in order.requests]
         settings = SamplerSettings(order.sampler, order.steps, order.guidance, **order.more)
-        given = give(order.init, order.mask, order.strength, order.keep)
+        given = give(order.init, order.mask, order.strength, order.keep, order.alpha)
+        if given is not None and (order.width is None or order.height is None):
+            _check_shape(model, given)
         notes = tuple(model.notes(requests))
         drawn = model.draw(
             requests,
@@ -292,6 +298,17 @@ def _check_size(model: ImageModel, order: Order) -> None:
                 where=name,
                 remedy=f"Use {LARGEST * own} at most.",
             )
+
+
+def _check_shape(model: ImageModel, given: Given) -> None:
+    """Refuses pictures so long and narrow that they would be drawn larger than any may be."""
+    width, height = given.size_for(model.components)
+    if max(width, height) > LARGEST * model.components.image_size:
+        raise InvalidRequestError(
+            f"a picture of {given.image.width}x{given.image.height} pixels is too narrow for this model",
+            where="init",
+            remedy="Cut it to a shape nearer to a square.",
+        )
 
 
 def _sketch_at(step: Step, sketches: int) -> int | None:

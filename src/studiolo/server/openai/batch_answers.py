@@ -10,7 +10,7 @@ from studiolo.language.conversation import Usage
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller
 from studiolo.server.errors import told
-from studiolo.server.openai import chat, embeddings, images, responses
+from studiolo.server.openai import chat, embeddings, image_edits, images, responses
 from studiolo.server.openai.answering import Asking
 from studiolo.server.openai.errors import error_of
 from studiolo.server.studio import Studio
@@ -24,6 +24,7 @@ _ANSWERS: dict[str, Callable[[Asking, JSON], Awaitable[JSON]]] = {
     "/v1/responses": responses.answer_item,
     "/v1/embeddings": embeddings.answer_item,
     "/v1/images/generations": images.answer_item,
+    "/v1/images/edits": image_edits.answer_item,
 }
 
 

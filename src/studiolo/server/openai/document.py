@@ -36,3 +36,12 @@ def form(kind: type[Wire], *, file: str) -> dict[str, Any]:
     whole["properties"] = {file: {"type": "string", "format": "binary"}, **whole["properties"]}
     whole["required"] = [file, *whole.get("required", [])]
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": whole}}}}
+
+
+def form_or_body(kind: type[Wire], *, file: str, also: str) -> dict[str, Any]:
+    """The same of a route that reads either; `also` names another file, which a form may have."""
+    either = form(kind, file=file)
+    content = either["requestBody"]["content"]
+    content["multipart/form-data"]["schema"]["properties"][also] = {"type": "string", "format": "binary"}
+    content |= body(kind)["requestBody"]["content"]
+    return either

@@ -1,4 +1,4 @@
-"""/images: drawn by the base model and by subjects, with their provenance inside."""
+"""/images/generations: drawn by the base model and by subjects, with their provenance inside."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from studiolo.jobs.artist import Picture
 from studiolo.language.errors import UnsupportedError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
-from studiolo.server.errors import NotBuiltError, Told
+from studiolo.server.errors import Told
 from studiolo.server.logs import current
 from studiolo.server.openai import answering, document
 from studiolo.server.openai.answering import WAITING, Asking, in_terms
 from studiolo.server.openai.errors import error_of
 from studiolo.server.openai.images_wire import (
     ImageRequest,
+    PictureRequest,
     answer_of,
     completed,
     image_of,
@@ -37,19 +38,20 @@ from studiolo.server.sse import Event, Stream, attended
 from studiolo.server.studio import Studio, studio_of
 
 JSON = dict[str, Any]
-FIELDS = {"width": "size", "height": "size"}
+FIELDS = {"width": "size", "height": "size", "init": "image"}
 """What the artist calls a field, and what the client called it."""
 URLS = timedelta(hours=1)
 """How long a picture can be fetched by its URL, as with OpenAI."""
 
 
 def add_routes(router: APIRouter) -> None:
-    for path, route, extra in (
-        ("/images/generations", generate_images, document.body(ImageRequest)),
-        ("/images/edits", edit_images, None),
-        ("/images/variations", edit_images, None),
-    ):
-        router.add_api_route(path, route, methods=["POST"], response_model=None, openapi_extra=extra)
+    router.add_api_route(
+        "/images/generations",
+        generate_images,
+        methods=["POST"],
+        response_model=None,
+        openapi_extra=document.body(ImageRequest),
+    )
 
 
 async def generate_images(
@@ -57,8 +59,14 @@ async def generate_images(
 ) -> Response:
     """Pictures of a prompt, whole or in events; `[V]` in the prompt stands for the subject."""
     wanted = read(ImageRequest, await json_body(request))
-    _check_draws(studio, wanted.named)
-    wished = wishes(wanted)
+    check_draws(studio, wanted.named)
+    return await answer_request(request, studio, caller, wanted, wishes(wanted))
+
+
+async def answer_request(
+    request: Request, studio: Studio, caller: Caller, wanted: PictureRequest, wished: JSON
+) -> Response:
+    """The pictures that a request asks for; `wished` are the arguments of `Artist.draw` beside the prompt."""
     if wanted.stream:
         return Stream(_events(studio, wanted, wished), broken=_broken)
     pictures = await attended(request, _drawn(studio, wanted, wished))
@@ -75,22 +83,23 @@ async def answer_item(asking: Asking, body: JSON) -> JSON:
         StudioloError: what a client of its own would be told as an error.
     """
     wanted = read(ImageRequest, body)
+    check_item(asking, wanted)
+    return await drawn_item(asking, wanted, wishes(wanted))
+
+
+def check_item(asking: Asking, wanted: PictureRequest) -> None:
+    """Refuses what no request of a batch can ask for."""
     if wanted.response_format == "url":
         raise UnsupportedError("files of batches carry pictures themselves", where="response_format")
-    _check_draws(asking.studio, wanted.named)
-    pictures = await _drawn(asking.studio, wanted, wishes(wanted), interactive=not asking.batch)
+    check_draws(asking.studio, wanted.named)
+
+
+async def drawn_item(asking: Asking, wanted: PictureRequest, wished: JSON) -> JSON:
+    pictures = await _drawn(asking.studio, wanted, wished, interactive=not asking.batch)
     return _answer(wanted, pictures, [None] * len(pictures))
 
 
-async def edit_images(_: Caller = Depends(caller)) -> Response:
-    """Not offered yet."""
-    raise NotBuiltError(
-        "pictures are drawn from prompts alone: they cannot be edited here",
-        remedy="Use /images/generations; or teach a subject from your images by /fine_tuning/jobs.",
-    )
-
-
-def _check_draws(studio: Studio, model: str) -> None:
+def check_draws(studio: Studio, model: str) -> None:
     """Refuses models that do not draw, and those that are not there."""
     if studio.engines.info(model).kind not in ("drawing", "subject"):
         raise UnsupportedError(
@@ -99,7 +108,7 @@ def _check_draws(studio: Studio, model: str) -> None:
 
 
 async def _drawn(
-    studio: Studio, wanted: ImageRequest, wished: JSON, *, interactive: bool = True, **more: Any
+    studio: Studio, wanted: PictureRequest, wished: JSON, *, interactive: bool = True, **more: Any
 ) -> list[Picture]:
     if (entry := current()) is not None:
         entry.model = wanted.named
@@ -113,7 +122,7 @@ async def _drawn(
 
 
 @contextmanager
-def _in_terms_of(wanted: ImageRequest) -> Iterator[None]:
+def _in_terms_of(wanted: PictureRequest) -> Iterator[None]:
     """Errors name the field at fault as the client knows it; those of prompts name the prompt itself."""
     try:
         with in_terms(FIELDS):
@@ -139,13 +148,13 @@ async def _kept(request: Request, studio: Studio, caller: Caller, picture: Pictu
     return f"{request.base_url}openai/v1/files/{record.id}/content"
 
 
-def _answer(wanted: ImageRequest, pictures: list[Picture], urls: list[str | None]) -> JSON:
+def _answer(wanted: PictureRequest, pictures: list[Picture], urls: list[str | None]) -> JSON:
     images = [image_of(picture, url) for picture, url in zip(pictures, urls, strict=True)]
     size = f"{pictures[0].width}x{pictures[0].height}"
     return answer_of(wanted, int(time.time()), images, size)
 
 
-async def _events(studio: Studio, wanted: ImageRequest, wished: JSON) -> AsyncGenerator[Event]:
+async def _events(studio: Studio, wanted: PictureRequest, wished: JSON) -> AsyncGenerator[Event]:
     created = int(time.time())
     async with aclosing(with_pauses(_pieces(studio, wanted, wished), answering.KEEP_ALIVE)) as pieces:
         async for piece in pieces:
@@ -159,7 +168,7 @@ async def _events(studio: Studio, wanted: ImageRequest, wished: JSON) -> AsyncGe
 
 
 async def _pieces(
-    studio: Studio, wanted: ImageRequest, wished: JSON
+    studio: Studio, wanted: PictureRequest, wished: JSON
 ) -> AsyncGenerator[Picture | tuple[int, bytes]]:
     """Sketches, (which of its picture, PNG), as they come, then the pictures."""
     sketches: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""The request of images/generations, field by field, and its answers.
+"""What the requests for pictures have in common, images/generations field by field, and the answers.
 
 https://platform.openai.com/docs/api-reference/images/create; extensions are sent in `extra_body`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,9 @@ _QUALITIES = {"auto": "medium", "standard": "medium", "hd": "high"}
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
-class ImageRequest(Wire):
+class PictureRequest(Wire):
+    """Fields of images/generations and of images/edits."""
+
     prompt: Annotated[str, Field(min_length=1)]
     model: Annotated[str, Field(min_length=1)] | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = None
@@ -44,7 +46,6 @@ class ImageRequest(Wire):
         Literal["transparent", "opaque", "auto"] | None,
         refused("pictures have a background", "opaque", "auto"),
     ] = None
-    style: Annotated[Literal["vivid", "natural"] | None, ignored("a style is described in the prompt")] = None
     moderation: Annotated[Literal["low", "auto"] | None, ignored("prompts of pictures are not judged")] = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
@@ -67,13 +68,20 @@ class ImageRequest(Wire):
     ] = None
     sampler: Annotated[str | None, extension("as `studiolo generate --sampler`")] = None
 
+    events: ClassVar[str] = "image_generation"
+    """What the names of events begin with."""
+
     @property
     def named(self) -> str:
         """The model that draws."""
         return self.model or BASE_NAME
 
 
-def wishes(request: ImageRequest) -> JSON:
+class ImageRequest(PictureRequest):
+    style: Annotated[Literal["vivid", "natural"] | None, ignored("a style is described in the prompt")] = None
+
+
+def wishes(request: PictureRequest) -> JSON:
     """What the artist is asked for beside the prompt.
 
     Raises:
@@ -112,30 +120,30 @@ def image_of(picture: Picture, url: str | None = None) -> JSON:
     return told | ({"notes": list(picture.notes)} if picture.notes else {})
 
 
-def answer_of(request: ImageRequest, created: int, images: Sequence[JSON], size: str) -> JSON:
+def answer_of(request: PictureRequest, created: int, images: Sequence[JSON], size: str) -> JSON:
     return {"created": created, "data": list(images), **_common(request, size)}
 
 
-def completed(request: ImageRequest, created: int, picture: Picture) -> JSON:
+def completed(request: PictureRequest, created: int, picture: Picture) -> JSON:
     """The event of a picture that is done. No tokens are counted in drawing."""
     size = f"{picture.width}x{picture.height}"
     nothing = {"image_tokens": 0, "text_tokens": 0}
     usage = {"input_tokens": 0, "input_tokens_details": nothing, "output_tokens": 0, "total_tokens": 0}
     return {
-        "type": "image_generation.completed", "created_at": created, "seed": picture.seed,
+        "type": f"{request.events}.completed", "created_at": created, "seed": picture.seed,
         "b64_json": _packed(picture.png), "usage": usage, **_common(request, size),
     }  # fmt: skip
 
 
-def partial(request: ImageRequest, created: int, number: int, png: bytes) -> JSON:
+def partial(request: PictureRequest, created: int, number: int, png: bytes) -> JSON:
     """The event of a sketch; it does not carry how it was made."""
     return {
-        "type": "image_generation.partial_image", "created_at": created, "partial_image_index": number,
+        "type": f"{request.events}.partial_image", "created_at": created, "partial_image_index": number,
         "b64_json": _packed(png), **_common(request, request.size or "auto"),
     }  # fmt: skip
 
 
-def _common(request: ImageRequest, size: str) -> JSON:
+def _common(request: PictureRequest, size: str) -> JSON:
     quality = _QUALITIES.get(request.quality or "auto", request.quality)
     return {"background": "opaque", "output_format": "png", "quality": quality, "size": size}
 

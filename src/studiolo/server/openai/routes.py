@@ -15,6 +15,7 @@ from studiolo.server.openai import (
     embeddings,
     files,
     fine_tuning,
+    image_edits,
     images,
     models,
     moderations,
@@ -29,8 +30,8 @@ def router() -> APIRouter:
     """All routes of the dialect."""
     made = APIRouter(tags=["OpenAI"])
     for part in (
-        chat, chat_kept, responses, embeddings, models, files, uploads, batches, images, fine_tuning, audio,
-        moderations,
+        chat, chat_kept, responses, embeddings, models, files, uploads, batches, images, image_edits,
+        fine_tuning, audio, moderations,
     ):  # fmt: skip
         part.add_routes(made)
     return made

@@ -78,8 +78,8 @@ class Wire(BaseModel):
 W = TypeVar("W", bound=Wire)
 
 
-def read(kind: type[W], data: Any) -> W:
-    """The object that `data`, as JSON, is.
+def read(kind: type[W], data: Any, *, texts: bool = False) -> W:
+    """The object that `data`, as JSON, is; or with `texts` a form, whose numbers are written as texts.
 
     Raises:
         UnsupportedError: a field that is refused.
@@ -88,7 +88,7 @@ def read(kind: type[W], data: Any) -> W:
     if not isinstance(data, Mapping):
         raise InvalidRequestError("the body is no JSON object", remedy="Send an object.")
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(data, strict=False if texts else None)
     except ValidationError as error:
         raise _told(error.errors(include_url=False)[0], data) from None
 
