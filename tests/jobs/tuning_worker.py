@@ -6,7 +6,8 @@ import asyncio
 import sys
 
 from studiolo.jobs.queue import Queue
-from studiolo.jobs.tunings import UNDER_WAY, Tunings
+from studiolo.jobs.tuning_table import UNDER_WAY
+from studiolo.jobs.tunings import Tunings
 from studiolo.store.database import Database
 
 

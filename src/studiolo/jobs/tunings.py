@@ -15,11 +15,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from pydantic import Field
@@ -27,60 +27,26 @@ from pydantic import Field
 from studiolo.errors import ConflictError, NotFoundError, StudioloError
 from studiolo.jobs.photos import unpack
 from studiolo.jobs.queue import BULK, Queue
-from studiolo.jobs.runwatch import News, RunWatch
+from studiolo.jobs.runwatch import RunWatch
 from studiolo.jobs.sharing import Sharing, Training
+from studiolo.jobs.tuning_table import DELETING, UNDER_WAY, TuningEvent, TuningRecord, TuningTable
 from studiolo.language.conversation import Value
 from studiolo.language.engines.native import waiting
 from studiolo.language.errors import InvalidRequestError
 from studiolo.models import registry
-from studiolo.store.database import Database, Moment, metadata
+from studiolo.store.database import Database
 from studiolo.store.paths import home
 
-State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
-UNDER_WAY = ("queued", "running", "cancelling")
-DELETING = "deleting"
-"""State of what nobody sees any more."""
 KIND = "tunings"
 STALE = 3600.0
 """Seconds after which nobody is taking a tuning in any more."""
 PREVIEWS = 4
 """So often a training draws its previews, where the recipe does not say."""
+LEASH = [sys.executable, "-m", "studiolo.jobs.leash"]
+"""What trains, given the folder of a tuning."""
 _OURS = ("name", "base", "class_noun")
 _PATHS = ("images", "masks", "subjects", "scores.weights", "scores.text_weights")
 """Fields of a recipe that no client sets: what has a place of its own, and paths on this machine."""
-
-TUNINGS = sa.Table(
-    "tunings",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.String(64), index=True),
-    sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("title", sa.Text, nullable=False),
-    sa.Column("base", sa.Text, nullable=False),
-    sa.Column("class_noun", sa.Text, nullable=False),
-    sa.Column("files", sa.JSON, nullable=False),
-    sa.Column("recipe", sa.JSON, nullable=False),
-    sa.Column("steps", sa.Integer, nullable=False),
-    sa.Column("step", sa.Integer, nullable=False, default=0),
-    sa.Column("crashes", sa.Integer, nullable=False, default=0),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("problem", sa.Text),
-    sa.Column("created", Moment, nullable=False),
-    sa.Column("started", Moment),
-    sa.Column("ended", Moment),
-)
-EVENTS = sa.Table(
-    "tuning_events",
-    metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("tuning", sa.String(64), nullable=False, index=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("step", sa.Integer),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("data", sa.JSON, nullable=False),
-    sa.Column("created", Moment, nullable=False),
-    sa.UniqueConstraint("tuning", "kind", "step"),
-)
 
 
 class TuningSpec(Value):
@@ -99,46 +65,6 @@ class TuningSpec(Value):
     files: tuple[str, ...] = Field(min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
     owner: str | None = None
-
-
-class TuningRecord(Value):
-    """What is told of a tuning. `step` of `steps` are done; `problem` says in one line why it failed."""
-
-    id: str
-    owner: str | None
-    name: str
-    title: str
-    base: str
-    class_noun: str
-    files: tuple[str, ...]
-    recipe: dict[str, Any]
-    steps: int
-    step: int
-    state: State
-    problem: str | None
-    created: datetime
-    started: datetime | None
-    ended: datetime | None
-
-
-class TuningEvent(Value):
-    """Something that happened. `kind` is "state", "step" (`data` are its losses), "score" (those of a
-    step, and whether it is the best so far), "preview" or "checkpoint" (`data` names its file)."""
-
-    number: int
-    kind: str
-    step: int | None
-    message: str
-    data: dict[str, Any]
-    created: datetime
-
-
-def taught_score(record: TuningRecord, scores: Sequence[TuningEvent]) -> TuningEvent | None:
-    """The score of the step whose weights the subject has: the best, unless the recipe wants the last."""
-    best = [event for event in scores if event.data.get("best")]
-    if record.state != "succeeded" or not scores:
-        return None
-    return scores[-1] if record.recipe.get("scores", {}).get("export") == "last" or not best else best[-1]
 
 
 class Files(Protocol):
@@ -177,18 +103,17 @@ class Tunings:
         grace: float = 30.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._database, self._queue, self._files = database, queue, files
+        self._table, self._queue, self._files = TuningTable(database, clock), queue, files
         self.folder, self._sharing = folder or home() / "tunings", sharing or Sharing()
         self._crashes, self._every, self._grace, self._clock = crashes, every, grace, clock
         self._cancels: dict[str, asyncio.Event] = {}
-        database.make(TUNINGS, EVENTS)
         queue.carry(KIND, self._run, devices)
 
     async def start(self) -> None:
         """After the queue's: queues what a process that died had taken in, but not queued yet; what it had
         only unpacked, or begun to delete, goes."""
         await asyncio.to_thread(self._sweep)
-        for identity in await asyncio.to_thread(self._under_way):
+        for identity in await asyncio.to_thread(self._table.under_way):
             await self._queue.put(KIND, identity)
 
     async def create(
@@ -215,7 +140,7 @@ class Tunings:
 
     async def get(self, id: str, owner: str | None) -> TuningRecord:  # noqa: A002
         """Raises NotFoundError: there is none, or it is another's."""
-        record = await asyncio.to_thread(self._load, id)
+        record = await asyncio.to_thread(self._table.load, id)
         if record is None or record.owner != owner:
             raise NotFoundError("no tuning of this id", where=id)
         return record
@@ -225,11 +150,11 @@ class Tunings:
     ) -> tuple[TuningRecord, ...]:
         """The owner's tunings, the newest first, from the one behind the tuning `after` on."""
         last = None if after is None else await self.get(after, owner)
-        return tuple(await asyncio.to_thread(self._page, owner, size, last))
+        return tuple(await asyncio.to_thread(self._table.page, owner, size, last))
 
     async def named(self, name: str) -> TuningRecord | None:
         """The tuning that made the subject of this name, if one did; whoever's it is."""
-        return await asyncio.to_thread(self._named, name)
+        return await asyncio.to_thread(self._table.named, name)
 
     async def cancel(self, id: str, owner: str | None) -> TuningRecord:  # noqa: A002
         """Ends it: at once if it waits, else when its step is saved.
@@ -238,8 +163,8 @@ class Tunings:
             ConflictError: it is over.
         """
         await self.get(id, owner)
-        if not await asyncio.to_thread(self._move, id, ("queued",), "cancelled", ended=self._clock()):
-            if not await asyncio.to_thread(self._move, id, ("running",), "cancelling"):
+        if not await asyncio.to_thread(self._table.move, id, ("queued",), "cancelled", ended=self._clock()):
+            if not await asyncio.to_thread(self._table.move, id, ("running",), "cancelling"):
                 state = (await self.get(id, owner)).state
                 if state != "cancelling":
                     raise ConflictError(f"this tuning is over: {state}", where=id)
@@ -250,7 +175,7 @@ class Tunings:
     async def retitle(self, id: str, owner: str | None, title: str) -> TuningRecord:  # noqa: A002
         """Gives it another title; its name stays."""
         await self.get(id, owner)
-        await asyncio.to_thread(self._retitle, id, title)
+        await asyncio.to_thread(self._table.retitle, id, title)
         return await self.get(id, owner)
 
     async def delete(self, id: str, owner: str | None) -> None:  # noqa: A002
@@ -265,17 +190,17 @@ class Tunings:
         record = await self.get(id, owner)
         if record.state in UNDER_WAY:
             raise ConflictError(f"this tuning is {record.state}", where=id, remedy="Cancel it first.")
-        await asyncio.to_thread(self._move, id, (record.state,), DELETING)
+        await asyncio.to_thread(self._table.move, id, (record.state,), DELETING)
         await asyncio.to_thread(self._remove, id, record.name)
         await self._queue.forget(KIND, id)
 
     async def events(self, id: str, after: int = 0, size: int = 1000) -> tuple[TuningEvent, ...]:  # noqa: A002
         """What happened behind the event number `after`, in order."""
-        return tuple(await asyncio.to_thread(self._events, id, after, size))
+        return tuple(await asyncio.to_thread(self._table.events, id, after, size))
 
     async def scores(self, id: str) -> tuple[TuningEvent, ...]:  # noqa: A002
         """The events of kind "score", in order; that of step 0 is the base's, before it was taught."""
-        return tuple(await asyncio.to_thread(self._events, id, 0, None, "score"))
+        return tuple(await asyncio.to_thread(self._table.events, id, kind="score"))
 
     async def checkpoints(self, id: str) -> tuple[tuple[int, Path], ...]:  # noqa: A002
         """Step and file of each checkpoint that is kept, the oldest first."""
@@ -302,12 +227,8 @@ class Tunings:
             unpack(sources, folder / "images")
             _preflight(folder / "images", recipe)
             recipe.with_values({"images": [str(folder / "images")]}).save(folder / "recipe.yaml")
-            with self._database.begin() as connection:
-                told = spec.model_dump(mode="json") | {"name": name, "class_noun": recipe.class_noun}
-                state = {"state": "queued", "steps": recipe.steps, "created": self._clock()}
-                connection.execute(TUNINGS.insert().values(id=identity, **told, **state))
-                beside(connection, identity)
-                self._tell(connection, identity, "state", None, "queued", {})
+            told = {"name": name, "class_noun": recipe.class_noun, "steps": recipe.steps}
+            self._table.add(identity, spec.model_dump(mode="json") | told, beside)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -315,21 +236,16 @@ class Tunings:
     def _sweep(self) -> None:
         """Ends what was being deleted, and removes folders without a record; another process may be about to
         write that of a young one."""
-        with self._database.read() as connection:
-            known = set(connection.scalars(sa.select(TUNINGS.c.id)))
-            going = sa.select(TUNINGS.c.id, TUNINGS.c.name).where(TUNINGS.c.state == DELETING)
-            deleting = connection.execute(going).all()
-        for identity, name in deleting:
+        for identity, name in self._table.deleting():
             self._remove(identity, name)
+        known = self._table.all_ids()
         for folder in self.folder.glob("*"):
             if folder.name not in known and time.time() - folder.stat().st_mtime > STALE:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _check_name(self, name: str) -> None:
-        taken = sa.select(TUNINGS.c.id).where(TUNINGS.c.name == name, TUNINGS.c.state.in_(UNDER_WAY))
-        with self._database.read() as connection:
-            if connection.scalar(taken) is not None:
-                raise ConflictError("a subject of this name is being taught", where=name)
+        if self._table.is_being_taught(name):
+            raise ConflictError("a subject of this name is being taught", where=name)
         registry.check_name(name)
 
     def _recipe(self, spec: TuningSpec) -> Any:
@@ -353,16 +269,16 @@ class Tunings:
 
     async def _run(self, identity: str) -> None:
         """Trains until it is done, given up or cancelled; interrupted itself, it lets the training save."""
-        await asyncio.to_thread(self._move, identity, ("queued",), "running", started=self._clock())
+        await asyncio.to_thread(self._table.move, identity, ("queued",), "running", started=self._clock())
         cancelled, alone = asyncio.Event(), False
         self._cancels[identity] = cancelled
         try:
             while True:
-                record = await asyncio.to_thread(self._load, identity)
+                record = await asyncio.to_thread(self._table.load, identity)
                 if record is None or record.state not in UNDER_WAY:
                     return None
                 if record.state == "cancelling":
-                    return await asyncio.to_thread(self._end, identity, "cancelled")
+                    return await asyncio.to_thread(self._table.end, identity, "cancelled")
                 watch = await asyncio.to_thread(self._watch, record)
                 async with self._on_device(record, alone) as training:
                     code = await self._train(identity, watch, cancelled, training)
@@ -387,7 +303,7 @@ class Tunings:
         folder = self.folder / identity
         with open(folder / "train.log", "wb") as log:  # of its last life
             process = subprocess.Popen(
-                [sys.executable, "-m", "studiolo.jobs.leash", str(folder)],
+                [*LEASH, str(folder)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log,
                 # The cores are shared with the server.
                 env={**os.environ, **waiting(os.environ), "STUDIOLO_HOME": str(home())},
@@ -429,110 +345,36 @@ class Tunings:
         Returns:
             whether it is to go on with the GPU for itself.
         """
-        now = self._load(identity)
+        now = self._table.load(identity)
         if now is None or now.state == "cancelling":
             return training.alone
         if code == 0:
-            self._end(identity, "succeeded")
+            self._table.end(identity, "succeeded")
         elif code in (1, 2):
             log = (self.folder / identity / "train.log").read_text("utf-8", "replace")
             if not (training.shared and "out of memory" in log.lower()):
-                self._end(identity, "failed", _reason(log))
+                self._table.end(identity, "failed", _reason(log))
                 return training.alone
             told = "the GPU's memory did not suffice beside drawings; the training goes on, and they wait"
-            self._count_crash(identity, told, further=further)
+            self._table.crashed(identity, told, further=further)
             return True
-        elif self._count_crash(identity, "the training died and goes on", further=further) > self._crashes:
-            self._end(identity, "failed", f"the training died {self._crashes + 1} times ({_signal(code)})")
+        elif self._table.crashed(identity, "the training died and goes on", further=further) > self._crashes:
+            self._table.end(
+                identity, "failed", f"the training died {self._crashes + 1} times ({_signal(code)})"
+            )
         return training.alone
-
-    def _count_crash(self, identity: str, told: str, *, further: bool) -> int:
-        count = 1 if further else TUNINGS.c.crashes + 1
-        mine = TUNINGS.c.id == identity
-        with self._database.begin() as connection:
-            connection.execute(TUNINGS.update().where(mine).values(crashes=count))
-            self._tell(connection, identity, "state", None, told, {})
-            return connection.execute(sa.select(TUNINGS.c.crashes).where(mine)).scalar_one()
 
     def _watch(self, record: TuningRecord) -> RunWatch:
         """Knows what was told before, so that nothing is told twice."""
-        last = sa.select(EVENTS.c.kind, sa.func.max(EVENTS.c.step).label("last")).group_by(EVENTS.c.kind)
-        with self._database.read() as connection:
-            rows = connection.execute(last.where(EVENTS.c.tuning == record.id, EVENTS.c.step.is_not(None)))
-            seen = {row.kind: row.last for row in rows}
+        seen = self._table.last_steps(record.id)
         return RunWatch(self._run_of(record.id), record.steps, seen, self._saved(record.id))
 
     def _keep_news(self, identity: str, watch: RunWatch) -> None:
         before, found = watch.step, watch.look()
-        if not found and watch.step == before:
-            return
-        with self._database.begin() as connection:
-            for news in found:
-                self._tell(connection, identity, news.kind, news.step, _message(news), dict(news.data))
-            mine = TUNINGS.c.id == identity
-            connection.execute(TUNINGS.update().where(mine).values(step=watch.step))
+        if found or watch.step != before:
+            self._table.add_news(identity, found, watch.step)
 
-    def _tell(
-        self, connection: sa.Connection, identity: str, kind: str, step: int | None, message: str,
-        data: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        values = {"tuning": identity, "kind": kind, "step": step, "message": message, "data": data}
-        connection.execute(EVENTS.insert().values(**values, created=self._clock()))
-
-    def _end(self, identity: str, state: str, problem: str | None = None) -> None:
-        self._move(identity, ("running", "cancelling"), state, problem=problem, ended=self._clock())
-
-    # --- the tables ---------------------------------------------------------------------------------------
-
-    def _move(self, identity: str, old: tuple[str, ...], new: str, **values: Any) -> bool:
-        change = TUNINGS.update().where(TUNINGS.c.id == identity, TUNINGS.c.state.in_(old))
-        with self._database.begin() as connection:
-            moved = bool(connection.execute(change.values(state=new, **values)).rowcount)
-            if moved:
-                told = f"{new}: {values['problem']}" if values.get("problem") else new
-                self._tell(connection, identity, "state", None, told, {})
-        return moved
-
-    def _retitle(self, identity: str, title: str) -> None:
-        with self._database.begin() as connection:
-            connection.execute(TUNINGS.update().where(TUNINGS.c.id == identity).values(title=title))
-
-    def _load(self, identity: str) -> TuningRecord | None:
-        with self._database.read() as connection:
-            wanted = sa.select(TUNINGS).where(TUNINGS.c.id == identity, TUNINGS.c.state != DELETING)
-            row = connection.execute(wanted).mappings().one_or_none()
-        return None if row is None else _record(row)
-
-    def _under_way(self) -> list[str]:
-        wanted = sa.select(TUNINGS.c.id).where(TUNINGS.c.state.in_(UNDER_WAY)).order_by(TUNINGS.c.created)
-        with self._database.read() as connection:
-            return list(connection.scalars(wanted))
-
-    def _page(self, owner: str | None, size: int, last: TuningRecord | None) -> list[TuningRecord]:
-        mine = TUNINGS.c.owner.is_(None) if owner is None else TUNINGS.c.owner == owner
-        wanted = sa.select(TUNINGS).where(mine, TUNINGS.c.state != DELETING)
-        wanted = wanted.order_by(TUNINGS.c.created.desc(), TUNINGS.c.id.desc())
-        if last is not None:
-            place = sa.tuple_(sa.literal(last.created, Moment), sa.literal(last.id))
-            wanted = wanted.where(sa.tuple_(TUNINGS.c.created, TUNINGS.c.id) < place)
-        with self._database.read() as connection:
-            return [_record(row) for row in connection.execute(wanted.limit(size)).mappings()]
-
-    def _named(self, name: str) -> TuningRecord | None:
-        wanted = sa.select(TUNINGS).where(TUNINGS.c.name == name, TUNINGS.c.state == "succeeded")
-        with self._database.read() as connection:
-            row = connection.execute(wanted.order_by(TUNINGS.c.ended.desc())).mappings().first()
-        return None if row is None else _record(row)
-
-    def _events(
-        self, identity: str, after: int, size: int | None, kind: str | None = None
-    ) -> list[TuningEvent]:
-        wanted = sa.select(EVENTS).where(EVENTS.c.tuning == identity, EVENTS.c.number > after)
-        if kind is not None:
-            wanted = wanted.where(EVENTS.c.kind == kind)
-        with self._database.read() as connection:
-            rows = connection.execute(wanted.order_by(EVENTS.c.number).limit(size)).mappings()
-            return [TuningEvent(**{key: row[key] for key in TuningEvent.model_fields}) for row in rows]
+    # --- the folder of a tuning ---------------------------------------------------------------------------
 
     def _run_of(self, identity: str) -> Path:
         return self.folder / identity / "run"
@@ -544,9 +386,7 @@ class Tunings:
         if Run(self._run_of(identity)).has_name(name):
             registry.remove(name)
         shutil.rmtree(self.folder / identity, ignore_errors=True)
-        with self._database.begin() as connection:
-            connection.execute(EVENTS.delete().where(EVENTS.c.tuning == identity))
-            connection.execute(TUNINGS.delete().where(TUNINGS.c.id == identity))
+        self._table.forget(identity)
 
 
 def _preflight(images: Path, recipe: Any) -> None:
@@ -567,19 +407,6 @@ def _is_set(recipe: Mapping[str, Any], key: str) -> bool:
     if not rest or name not in recipe:
         return name in recipe
     return isinstance(recipe[name], Mapping) and _is_set(recipe[name], rest)
-
-
-def _record(row: sa.RowMapping) -> TuningRecord:
-    return TuningRecord(**{key: row[key] for key in TuningRecord.model_fields})
-
-
-def _message(news: News) -> str:
-    if news.kind == "step":
-        return f"step {news.step}: loss {news.data['loss']:.4f}"
-    if news.kind == "score":
-        told = ", ".join(f"{name} {value:.3f}" for name, value in news.data.items() if name != "best")
-        return f"scores at step {news.step}: {told}{' (best so far)' if news.data.get('best') else ''}"
-    return f"{news.kind} at step {news.step}"
 
 
 def _reason(log: str) -> str:

@@ -18,7 +18,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 
 from studiolo.errors import ConflictError, NotFoundError
-from studiolo.jobs.tunings import UNDER_WAY, TuningRecord, TuningSpec
+from studiolo.jobs.tuning_table import UNDER_WAY, TuningRecord
+from studiolo.jobs.tunings import TuningSpec
 from studiolo.language.errors import InvalidRequestError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body

@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from studiolo.errors import ConflictError, NotFoundError, StudioloError
-from studiolo.jobs.tunings import TuningEvent, TuningRecord, TuningSpec, taught_score
+from studiolo.jobs.tuning_table import TuningEvent, TuningRecord, taught_score
+from studiolo.jobs.tunings import TuningSpec
 from studiolo.language.errors import UnsupportedError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body

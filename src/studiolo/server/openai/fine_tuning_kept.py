@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from studiolo.jobs.tunings import TUNINGS
+from studiolo.jobs.tuning_table import TUNINGS
 from studiolo.store.database import Database, metadata
 
 _table = sa.Table(

@@ -16,7 +16,8 @@ from pydantic import Field
 from studiolo.errors import TooLargeError
 from studiolo.jobs.batches import read_lines
 from studiolo.jobs.photos import MOST_IMAGES
-from studiolo.jobs.tunings import TuningEvent, TuningRecord, TuningSpec, taught_score
+from studiolo.jobs.tuning_table import TuningEvent, TuningRecord, taught_score
+from studiolo.jobs.tunings import TuningSpec
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 from studiolo.server.openai.batches_wire import Metadata
 from studiolo.server.openai.fine_tuning_kept import KeptJob
