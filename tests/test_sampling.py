@@ -352,6 +352,16 @@ def test_lcm_has_as_many_steps_as_its_teacher(one):
     assert len(make_scheduler(few, SamplerSettings("lcm", 20)).timesteps) == 20
 
 
+@pytest.mark.parametrize("sampler", ["heun", "dpm2_a"])
+def test_a_first_step_that_would_blow_errors_up_is_refused(one, sampler):
+    config = one.scheduler_config | {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+    nearly_pure = replace(one, scheduler_config=config)
+    with pytest.raises(StudioloError, match=r"from noise of 20291 to 10\.3"):
+        our_latents(nearly_pure, SamplerSettings(sampler, 16), None)
+    exponential = SamplerSettings(sampler, 16, sigmas="exponential")
+    assert our_latents(nearly_pure, exponential, None).isfinite().all()
+
+
 def test_a_model_that_ends_in_pure_noise_refuses_samplers_that_cannot_begin_there(one):
     config = one.scheduler_config | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     zero = replace(one, scheduler_config=config)

@@ -62,6 +62,10 @@ FLOW_SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
 """The same for models that are flows, whose noise levels are shifted as their config says."""
 
 
+LONGEST_STEP = 100.0
+"""How many times less noise the first step of Heun's method may leave."""
+
+
 def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) -> Any:
     """The diffusers scheduler of `settings.sampler` on a model's noise levels, timesteps set.
 
@@ -93,7 +97,26 @@ def make_scheduler(scheduler_config: dict[str, Any], settings: SamplerSettings) 
         within = bool(scheduler.timesteps.max() < levels)
     if not within:
         raise _too_many(settings.steps, most)
+    _check_first_step(scheduler, settings)
     return scheduler
+
+
+def _check_first_step(scheduler: Any, settings: SamplerSettings) -> None:
+    """Refuses a first step over which the sampler multiplies the model's errors.
+
+    These two go the step by slopes (x - x0) / sigma at both its ends, so that an error of x0 at the lower one
+    counts sigma_0 / sigma_1 times: a thousand times where a model was trained up to nearly pure noise.
+    """
+    if settings.sampler not in ("heun", "dpm2_a"):
+        return
+    first, second = (float(sigma) for sigma in scheduler.sigmas.unique().flip(0)[:2])
+    if first > LONGEST_STEP * second > 0 and first > LONGEST_STEP:
+        raise StudioloError(
+            f"the first step of {settings.sampler} would go from noise of {first:.0f} to {second:.1f}",
+            where="sampler",
+            remedy="Use another, such as dpm2 or dpm++2m"
+            + (", or sigmas exponential." if settings.sampler == "heun" else "."),
+        )
 
 
 def _spread(scheduler_class: Any, settings: SamplerSettings, accepted: Any) -> dict[str, Any]:
