@@ -38,10 +38,10 @@ def _redirected(begin: Any) -> Any:
 def _counted(ask: Any) -> Any:
     """Requests are counted, and come here also where a test gives another address."""
 
-    def counted(self: Any, request: Any, *args: Any, **more: Any) -> Any:
+    def counted(self: Any, http_request: Any, *args: Any, **more: Any) -> Any:
         _asked[os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]] += 1
-        request.url = _ADDRESS.sub(os.environ["GOOGLE_GEMINI_BASE_URL"], request.url, count=1)
-        return ask(self, request, *args, **more)
+        http_request.url = _ADDRESS.sub(os.environ["GOOGLE_GEMINI_BASE_URL"], http_request.url, count=1)
+        return ask(self, http_request, *args, **more)
 
     return counted
 

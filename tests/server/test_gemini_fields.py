@@ -110,6 +110,8 @@ def test_the_newer_words_for_the_form_of_an_answer(ask):
         ("POST", "fileSearchStores/x:importFile"),
         ("POST", "files:register"),
         ("GET", "batchPredictionJobs"),
+        ("POST", "models/veo:predictLongRunning"),
+        ("POST", "auth_tokens"),
     ],
 )
 def test_calls_that_are_not_here_say_so(serve, method, path):

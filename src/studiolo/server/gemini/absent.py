@@ -18,6 +18,8 @@ def router() -> APIRouter:
     for path in ("/batchPredictionJobs", "/batchPredictionJobs/{name:path}"):
         router.add_api_route(path, batch_predictions, methods=["POST", "GET", "DELETE"])
     router.add_api_route("/files:register", register, methods=["POST"])
+    router.add_api_route("/models/{name:path}:predictLongRunning", videos, methods=["POST"])
+    router.add_api_route("/auth_tokens", tokens, methods=["POST"])
     for path in (
         "/fileSearchStores",
         "/fileSearchStores/{name:path}",
@@ -32,6 +34,20 @@ async def batch_predictions(who: Who) -> None:
     raise NotBuiltError(
         "batches between buckets are not to be had here",
         remedy="Use the developer's client: client.batches, with requests or an uploaded file.",
+    )
+
+
+async def videos(name: str, who: Who) -> None:
+    """Videos from prompts."""
+    raise NotBuiltError(
+        "no model here makes videos", remedy="Ask for pictures: client.models.generate_images."
+    )
+
+
+async def tokens(who: Who) -> None:
+    """Keys for a short time, of live sessions."""
+    raise NotBuiltError(
+        "there are no live sessions here, and no keys for them", remedy="Use a key of this server's."
     )
 
 
