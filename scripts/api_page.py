@@ -18,6 +18,7 @@ from studiolo.server.openai.chat_wire import ChatRequest
 from studiolo.server.openai.embeddings import EmbeddingRequest
 from studiolo.server.openai.files import FileRequest
 from studiolo.server.openai.fine_tuning_wire import JobRequest
+from studiolo.server.openai.image_edits_wire import EditRequest, VariationRequest
 from studiolo.server.openai.images_wire import ImageRequest
 from studiolo.server.openai.moderations import ModerationRequest
 from studiolo.server.openai.responses_wire import ResponseRequest
@@ -35,6 +36,8 @@ REQUESTS: dict[str, type[Wire]] = {
     "responses": ResponseRequest,
     "embeddings": EmbeddingRequest,
     "images/generations": ImageRequest,
+    "images/edits": EditRequest,
+    "images/variations": VariationRequest,
     "fine_tuning/jobs": JobRequest,
     "files": FileRequest,
     "uploads": UploadRequest,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import json
 
 import httpx
+import numpy as np
 import pytest
 from gemini_stub import Scripted, client_of
 from google.genai import errors, types
@@ -197,7 +199,7 @@ def test_it_is_in_the_list_with_what_it_can_do(client):
         ({"system_instruction": "Be kind."}, "a fox", "system_instruction"),
         ({"image_config": {"aspect_ratio": "7:3"}, "response_modalities": ["IMAGE"]}, "fox", "aspect_ratio"),
         ({"image_config": {"image_size": "4K"}, "response_modalities": ["IMAGE"]}, "a fox", "image_size"),
-        ({}, [types.Part.from_bytes(data=b"x", mime_type="image/png")], "draws from words"),
+        ({}, [types.Part.from_bytes(data=b"x", mime_type="audio/wav")], "draws from words"),
         ({}, [types.ModelContent("hello"), types.UserContent("a fox")], "one prompt"),
         ({}, "a [V] fox", "subject"),
     ],
@@ -247,3 +249,108 @@ def test_rest(shop):
     (one,) = answer.json()["predictions"]
     assert one["mimeType"] == "image/png"
     assert base64.b64decode(one["bytesBase64Encoded"]).startswith(b"\x89PNG")
+
+
+def noise(width=32, height=32) -> Image.Image:
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png_of(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def test_content_with_a_picture_in_it_is_edited(client):
+    config = types.GenerateContentConfig(response_modalities=["IMAGE"], seed=5)
+    sent = png_of(noise())
+    asked = [types.Part.from_bytes(data=sent, mime_type="image/png"), "a fox"]
+    (part,) = client.models.generate_content(model=TINY, contents=asked, config=config).parts
+    drawn = part.inline_data.data
+    record = read_provenance(io.BytesIO(drawn))
+    assert (record.given.image, record.given.strength) == (hashlib.sha256(sent).hexdigest(), 0.6)
+    alone = asyncio.run(Artist(device="cpu").draw(TINY, "a fox", seed=5, init=sent))
+    assert (pixels_of(drawn) == pixels_of(alone[0].png)).all()
+
+
+def test_what_is_transparent_in_a_picture_is_painted(client):
+    config = types.GenerateContentConfig(response_modalities=["IMAGE"], seed=5)
+    clear = noise().convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 16, 32))
+    asked = [types.Part.from_bytes(data=png_of(clear), mime_type="image/png"), "a fox"]
+    (part,) = client.models.generate_content(model=TINY, contents=asked, config=config).parts
+    assert (pixels_of(part.inline_data.data)[:, 16:] == np.array(noise())[:, 16:]).all()
+
+
+def test_pictures_that_cannot_be_edited(client):
+    good = types.Part.from_bytes(data=png_of(noise()), mime_type="image/png")
+    for parts, told in (
+        ([good, good, "a fox"], "one picture"),
+        ([types.Part.from_bytes(data=b"<svg/>", mime_type="image/png"), "a fox"], "not a picture"),
+        ([types.Part.from_bytes(data=b"RIFF", mime_type="audio/wav"), "a fox"], "one picture"),
+        ([types.Part.from_uri(file_uri="https://example.org/a.png", mime_type="image/png")], "one picture"),
+    ):
+        with pytest.raises(errors.ClientError, match=told) as error:
+            client.models.generate_content(model=TINY, contents=parts)
+        assert error.value.code == 400
+
+
+def edited(enterprise, references, **config):
+    return enterprise.models.edit_image(
+        model=TINY, prompt="a fox", reference_images=references,
+        config=types.EditImageConfig(
+            seed=5, http_options={"extra_body": {"parameters": {"steps": 2}}}, **config
+        ),
+    )  # fmt: skip
+
+
+def raw(data: bytes) -> types.RawReferenceImage:
+    return types.RawReferenceImage(reference_id=1, reference_image=types.Image(image_bytes=data))
+
+
+def masked(data: bytes | None, mode: str = "MASK_MODE_USER_PROVIDED") -> types.MaskReferenceImage:
+    image = None if data is None else types.Image(image_bytes=data)
+    config = types.MaskReferenceConfig(mask_mode=mode)
+    return types.MaskReferenceImage(reference_id=2, reference_image=image, config=config)
+
+
+def test_edit_image_paints_what_is_white_in_the_mask(enterprise):
+    white = Image.new("L", (32, 32))
+    white.paste(255, (0, 0, 16, 32))
+    sent = png_of(noise())
+    answer = edited(
+        enterprise, [raw(sent), masked(png_of(white))], edit_mode="EDIT_MODE_INPAINT_INSERTION",
+        number_of_images=2,
+    )  # fmt: skip
+    for number, one in enumerate(answer.generated_images):
+        drawn = one.image.image_bytes
+        assert (pixels_of(drawn)[:, 16:] == pixels_of(sent)[:, 16:]).all()
+        assert (pixels_of(drawn)[:, :16] != pixels_of(sent)[:, :16]).any(-1).mean() > 0.9
+        record = read_provenance(io.BytesIO(drawn))
+        assert (record.request.seed, record.given.strength) == (5 + number, 1.0)
+        assert record.given.mask == hashlib.sha256(png_of(white)).hexdigest()
+    (whole,) = edited(enterprise, [raw(sent)]).generated_images
+    assert read_provenance(io.BytesIO(whole.image.image_bytes)).given.strength == 0.6
+
+
+def test_edits_that_are_not_done(enterprise):
+    good = raw(png_of(noise()))
+    style = types.StyleReferenceImage(reference_id=2, reference_image=good.reference_image)
+    for references, config, told in (
+        ([good], {"edit_mode": "EDIT_MODE_INPAINT_REMOVAL"}, "edit_mode"),
+        ([good, masked(None, "MASK_MODE_BACKGROUND")], {}, "recognized"),
+        ([good, masked(png_of(noise(16, 16)))], {}, "16x16"),
+        ([good, good], {}, "2 references"),
+        ([good, style], {}, "reference_type"),
+        ([masked(png_of(noise()))], {}, "no picture to edit"),
+        ([raw(b"<svg/>")], {}, "not a picture"),
+    ):
+        with pytest.raises(errors.ClientError, match=told) as error:
+            edited(enterprise, references, **config)
+        assert error.value.code == 400

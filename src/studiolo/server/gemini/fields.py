@@ -6,6 +6,7 @@ refused as unknown, as Google does it.
 
 from __future__ import annotations
 
+from studiolo.server.gemini.edit_fields import EDIT_ENUMS, EDIT_MESSAGES
 from studiolo.server.gemini.field import Field, Support, emulated, ignored, refused, several
 from studiolo.server.gemini.interaction_fields import INTERACTION_ENUMS, INTERACTION_MESSAGES
 
@@ -14,6 +15,7 @@ __all__ = ["ENUMS", "MESSAGES", "Field", "Support"]
 TEXT, FLAG, JSON = Field("text"), Field("flag"), Field("json")
 
 ENUMS: dict[str, tuple[str, ...]] = {
+    **EDIT_ENUMS,
     "Type": ("TYPE_UNSPECIFIED", "STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"),
     "FunctionCallingConfig.Mode": ("MODE_UNSPECIFIED", "AUTO", "ANY", "NONE", "VALIDATED"),
     "ThinkingLevel": ("THINKING_LEVEL_UNSPECIFIED", "MINIMAL", "LOW", "MEDIUM", "HIGH", "XHIGH"),
@@ -440,9 +442,9 @@ MESSAGES: dict[str, dict[str, Field]] = {
     },
     "DrawInstance": {
         "prompt": Field("text", "[V] stands for the subject"),
-        "image": refused("pictures are drawn from words"),
-        "mask": refused("pictures are drawn from words"),
-        "referenceImages": refused("pictures are drawn from words; teach a subject instead"),
+        "image": refused("a picture to begin from is one of the reference images"),
+        "mask": refused("a mask is one of the reference images"),
+        "referenceImages": several(Field("ReferenceImage", "a picture to begin from, and a mask of it")),
     },
     "DrawParameters": {
         "sampleCount": Field("integer", least=1, most=8),
@@ -466,10 +468,18 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "addWatermark": refused("pictures say how they were made, in their files, and nowhere else", "flag"),
         "enhancePrompt": refused("prompts are drawn as they are", "flag"),
         "storageUri": refused("pictures come with the answer", "text"),
-        "mode": refused("pictures are drawn from words", "text"),
-        "editMode": refused("pictures are drawn from words", "text"),
+        "mode": refused("pictures are drawn, and neither scaled nor looked at", "text"),
+        "editMode": emulated("EditMode", "the modes of painting anew, everywhere or within a mask"),
+        "editConfig": Field("EditConfig"),
+        "strength": Field(
+            "number",
+            "Studiolo's own: how much of the picture to give up, to 1; 0.6, within a mask 1",
+            least=0,
+            most=1,
+        ),
     },
     "Schema": _SCHEMA,
+    **EDIT_MESSAGES,
     **INTERACTION_MESSAGES,
 }
 """The fields of each message, by their names on the wire (camelCase; snake_case is taken everywhere)."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+from studiolo.errors import StudioloError
 from studiolo.jobs.artist import Picture
 from studiolo.language.conversation import (
     Data,
@@ -43,7 +44,7 @@ async def drawn_deltas(studio: Studio, request: Request, *, batch: bool = False)
     Raises:
         UnsupportedError: it asks for what no picture can be asked for.
     """
-    prompt = _prompt_of(request)
+    prompt, image = _prompt_of(request)
     wishes = request if isinstance(request, PictureRequest) else None
     media_type, quality = (wishes.media_type or PNG, wishes.quality) if wishes else (PNG, None)
     check_type(media_type)
@@ -55,6 +56,8 @@ async def drawn_deltas(studio: Studio, request: Request, *, batch: bool = False)
         n=request.config.candidates,
         seed=request.config.seed,
         batch=batch,
+        init=image,
+        alpha=image is not None,
         **size,
     )
     last = len(pictures) - 1
@@ -70,7 +73,12 @@ async def drawn_deltas(studio: Studio, request: Request, *, batch: bool = False)
 async def draw(studio: Studio, model: str, prompt: str, *, batch: bool, **order: Any) -> list[Picture]:
     """As `Artist.draw`, measured."""
     began = time.perf_counter()
-    pictures = await studio.artist.draw(model, prompt, interactive=not batch, **order)
+    try:
+        pictures = await studio.artist.draw(model, prompt, interactive=not batch, **order)
+    except StudioloError as error:
+        if error.where == "init":
+            error.where = "image"
+        raise
     studio.metrics.drawn(model, time.perf_counter() - began, len(pictures))
     return pictures
 
@@ -122,8 +130,8 @@ def file_of(picture: Picture, media_type: str, quality: int | None = None) -> by
     return file.getvalue()
 
 
-def _prompt_of(request: Request) -> str:
-    """The words of the one turn that there may be."""
+def _prompt_of(request: Request) -> tuple[str, bytes | None]:
+    """The words of the one turn that there may be, and the picture to begin from."""
     asked = GenerationConfig(
         seed=request.config.seed, candidates=request.config.candidates, modalities=request.config.modalities
     )
@@ -146,9 +154,14 @@ def _prompt_of(request: Request) -> str:
             remedy="Send one content, or talk to a chat model with this one behind a plus: CHAT+MODEL.",
         )  # fmt: skip
     parts = request.contents[0].parts
-    if not all(isinstance(part, Text) for part in parts):
-        raise UnsupportedError("this model draws from words", where="contents[0].parts")
-    return "\n".join(part.text for part in parts if isinstance(part, Text))
+    images = [part.data for part in parts if isinstance(part, Data) and part.media_type.startswith("image/")]
+    words = [part.text for part in parts if isinstance(part, Text)]
+    if len(images) > 1 or len(images) + len(words) < len(parts):
+        raise UnsupportedError(
+            "this model draws from words, and from one picture that is sent along or uploaded",
+            where="contents[0].parts",
+        )
+    return "\n".join(words), images[0] if images else None
 
 
 def _native(folder: Path) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from studiolo.language.errors import InvalidRequestError, UnsupportedError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
 from studiolo.server.gemini import document, embeddings, models
+from studiolo.server.gemini.picture_edits import edit_of
 from studiolo.server.gemini.pictures import DRAWS, PNG, check_type, draw, file_of, sides
 from studiolo.server.gemini.reading import read
 from studiolo.server.sse import attended
@@ -45,6 +46,7 @@ async def predict(model: str, http: HttpRequest, studio: House, who: Who) -> Wir
     asked = read("DrawRequest", body)
     parameters = asked.get("parameters", {})
     prompt, order = _prompt_of(asked), _order_of(name, parameters)
+    order |= edit_of(asked["instances"][0], parameters)
     output = parameters.get("outputOptions", {})
     media_type = output.get("mimeType") or PNG
     check_type(media_type)
