@@ -12,7 +12,7 @@ from pydantic import Field
 
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
 from studiolo.models.registry import BASE_NAME
-from studiolo.server.openai.images_wire import NOT_KEPT, PictureRequest, wishes
+from studiolo.server.openai.images_wire import NOT_KEPT, PictureFields, wishes
 from studiolo.server.openai.wire import Wire, emulated, extension, ignored, refused
 
 JSON = dict[str, Any]
@@ -33,7 +33,7 @@ class Reference(Wire):
     file_id: str | None = None
 
 
-class EditRequest(PictureRequest):
+class EditRequest(PictureFields):
     events: ClassVar[str] = "image_edit"
 
     images: Annotated[list[Reference] | None, Field(max_length=16)] = None

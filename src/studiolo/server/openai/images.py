@@ -25,7 +25,7 @@ from studiolo.server.openai.answering import WAITING, Asking, in_terms
 from studiolo.server.openai.errors import error_of
 from studiolo.server.openai.images_wire import (
     ImageRequest,
-    PictureRequest,
+    PictureFields,
     answer_of,
     completed,
     image_of,
@@ -64,7 +64,7 @@ async def generate_images(
 
 
 async def answer_request(
-    request: Request, studio: Studio, caller: Caller, wanted: PictureRequest, wished: JSON
+    request: Request, studio: Studio, caller: Caller, wanted: PictureFields, wished: JSON
 ) -> Response:
     """The pictures that a request asks for; `wished` are the arguments of `Artist.draw` beside the prompt."""
     if wanted.stream:
@@ -87,14 +87,14 @@ async def answer_item(asking: Asking, body: JSON) -> JSON:
     return await drawn_item(asking, wanted, wishes(wanted))
 
 
-def check_item(asking: Asking, wanted: PictureRequest) -> None:
+def check_item(asking: Asking, wanted: PictureFields) -> None:
     """Refuses what no request of a batch can ask for."""
     if wanted.response_format == "url":
         raise UnsupportedError("files of batches carry pictures themselves", where="response_format")
     check_draws(asking.studio, wanted.named)
 
 
-async def drawn_item(asking: Asking, wanted: PictureRequest, wished: JSON) -> JSON:
+async def drawn_item(asking: Asking, wanted: PictureFields, wished: JSON) -> JSON:
     pictures = await _drawn(asking.studio, wanted, wished, interactive=not asking.batch)
     return _answer(wanted, pictures, [None] * len(pictures))
 
@@ -108,7 +108,7 @@ def check_draws(studio: Studio, model: str) -> None:
 
 
 async def _drawn(
-    studio: Studio, wanted: PictureRequest, wished: JSON, *, interactive: bool = True, **more: Any
+    studio: Studio, wanted: PictureFields, wished: JSON, *, interactive: bool = True, **more: Any
 ) -> list[Picture]:
     if (entry := current()) is not None:
         entry.model = wanted.named
@@ -122,7 +122,7 @@ async def _drawn(
 
 
 @contextmanager
-def _in_terms_of(wanted: PictureRequest) -> Iterator[None]:
+def _in_terms_of(wanted: PictureFields) -> Iterator[None]:
     """Errors name the field at fault as the client knows it; those of prompts name the prompt itself."""
     try:
         with in_terms(FIELDS):
@@ -148,13 +148,13 @@ async def _kept(request: Request, studio: Studio, caller: Caller, picture: Pictu
     return f"{request.base_url}openai/v1/files/{record.id}/content"
 
 
-def _answer(wanted: PictureRequest, pictures: list[Picture], urls: list[str | None]) -> JSON:
+def _answer(wanted: PictureFields, pictures: list[Picture], urls: list[str | None]) -> JSON:
     images = [image_of(picture, url) for picture, url in zip(pictures, urls, strict=True)]
     size = f"{pictures[0].width}x{pictures[0].height}"
     return answer_of(wanted, int(time.time()), images, size)
 
 
-async def _events(studio: Studio, wanted: PictureRequest, wished: JSON) -> AsyncGenerator[Event]:
+async def _events(studio: Studio, wanted: PictureFields, wished: JSON) -> AsyncGenerator[Event]:
     created = int(time.time())
     async with aclosing(with_pauses(_pieces(studio, wanted, wished), answering.KEEP_ALIVE)) as pieces:
         async for piece in pieces:
@@ -168,7 +168,7 @@ async def _events(studio: Studio, wanted: PictureRequest, wished: JSON) -> Async
 
 
 async def _pieces(
-    studio: Studio, wanted: PictureRequest, wished: JSON
+    studio: Studio, wanted: PictureFields, wished: JSON
 ) -> AsyncGenerator[Picture | tuple[int, bytes]]:
     """Sketches, (which of its picture, PNG), as they come, then the pictures."""
     sketches: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()

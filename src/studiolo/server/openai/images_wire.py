@@ -26,7 +26,7 @@ _QUALITIES = {"auto": "medium", "standard": "medium", "hd": "high"}
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
-class PictureRequest(Wire):
+class PictureFields(Wire):
     """Fields of images/generations and of images/edits."""
 
     prompt: Annotated[str, Field(min_length=1)]
@@ -77,11 +77,11 @@ class PictureRequest(Wire):
         return self.model or BASE_NAME
 
 
-class ImageRequest(PictureRequest):
+class ImageRequest(PictureFields):
     style: Annotated[Literal["vivid", "natural"] | None, ignored("a style is described in the prompt")] = None
 
 
-def wishes(request: PictureRequest) -> JSON:
+def wishes(request: PictureFields) -> JSON:
     """What the artist is asked for beside the prompt.
 
     Raises:
@@ -120,11 +120,11 @@ def image_of(picture: Picture, url: str | None = None) -> JSON:
     return told | ({"notes": list(picture.notes)} if picture.notes else {})
 
 
-def answer_of(request: PictureRequest, created: int, images: Sequence[JSON], size: str) -> JSON:
+def answer_of(request: PictureFields, created: int, images: Sequence[JSON], size: str) -> JSON:
     return {"created": created, "data": list(images), **_common(request, size)}
 
 
-def completed(request: PictureRequest, created: int, picture: Picture) -> JSON:
+def completed(request: PictureFields, created: int, picture: Picture) -> JSON:
     """The event of a picture that is done. No tokens are counted in drawing."""
     size = f"{picture.width}x{picture.height}"
     nothing = {"image_tokens": 0, "text_tokens": 0}
@@ -135,7 +135,7 @@ def completed(request: PictureRequest, created: int, picture: Picture) -> JSON:
     }  # fmt: skip
 
 
-def partial(request: PictureRequest, created: int, number: int, png: bytes) -> JSON:
+def partial(request: PictureFields, created: int, number: int, png: bytes) -> JSON:
     """The event of a sketch; it does not carry how it was made."""
     return {
         "type": f"{request.events}.partial_image", "created_at": created, "partial_image_index": number,
@@ -143,7 +143,7 @@ def partial(request: PictureRequest, created: int, number: int, png: bytes) -> J
     }  # fmt: skip
 
 
-def _common(request: PictureRequest, size: str) -> JSON:
+def _common(request: PictureFields, size: str) -> JSON:
     quality = _QUALITIES.get(request.quality or "auto", request.quality)
     return {"background": "opaque", "output_format": "png", "quality": quality, "size": size}
 
