@@ -364,7 +364,7 @@ def test_the_input_of_a_custom_tool_is_of_its_lark_grammar(serve):
         },
     }
     said = ["<tool_call>", 'sql\nSELECT "x", town FROM map; DROP', EOS]
-    engine = speaking([*said, "sql\nSELECT a FROM b", EOS, '{"name": "weather", "arg', EOS])
+    engine = speaking([*said, "sql\nSELECT a FROM b", EOS, "Rome.", '{"name": "weather", "arg', EOS])
     client = client_of(serve(engine).url)
     body: Any = {"model": "stub", "messages": [user("Which towns?")], "tools": [tool]}
     (call,) = client.chat.completions.create(**body).choices[0].message.tool_calls
@@ -375,6 +375,12 @@ def test_the_input_of_a_custom_tool_is_of_its_lark_grammar(serve):
     assert "Asks the database." in prompt
     forced = client.chat.completions.create(**body, tool_choice="required").choices[0].message.tool_calls
     assert forced[0].custom.input == "SELECT a FROM b"
+    # Its call is read back as it was written.
+    history = [user("Which towns?"), {"role": "assistant", "tool_calls": [call.model_dump()]}]
+    history += [{"role": "tool", "tool_call_id": call.id, "content": "Rome"}]
+    client.chat.completions.create(**body | {"messages": history})
+    prompt = engine.says.detokenize(engine.says.seen[-1].completion.prompt)
+    assert f"<tool_call>\nsql\n{call.custom.input}\n</tool_call>" in prompt
     # Functions beside it are called in JSON.
     both = client.chat.completions.create(**body | {"tools": [WEATHER, tool]}, tool_choice="required")
     (other,) = both.choices[0].message.tool_calls

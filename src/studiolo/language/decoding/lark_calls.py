@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from studiolo.language.conversation import Tool
+from studiolo.language.conversation import Call, Tool
 from studiolo.language.decoding.forms import Named, call_schema
 from studiolo.language.decoding.schema import Schema
 from studiolo.language.engines.completer import Constraint
@@ -63,6 +63,11 @@ def read(text: str, grammars: Mapping[str, str]) -> list[Named]:
         if text.startswith(head := _head(name)):
             return [(name, {INPUT: text.removeprefix(head)})]
     return []
+
+
+def written(call: Call) -> str:
+    """A call as the model writes it, without the tags."""
+    return _head(call.name) + str(call.arguments.get(INPUT, ""))
 
 
 def told(grammars: Mapping[str, str]) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from studiolo.language.conversation import Call, CallResult, Content, Data, FileRef, Part, Role, Text
+from studiolo.language.decoding import lark_calls
 from studiolo.language.decoding.forms import Form
 from studiolo.language.decoding.template import Message, Vault
 from studiolo.language.errors import InvalidRequestError, UnsupportedError
@@ -15,7 +16,13 @@ RESULT_OPEN, RESULT_CLOSE = "<tool_response>", "</tool_response>"
 
 
 def messages(
-    contents: Sequence[Content], system: str | None, vault: Vault, *, takes_system: bool, form: Form
+    contents: Sequence[Content],
+    system: str | None,
+    vault: Vault,
+    *,
+    takes_system: bool,
+    form: Form,
+    grammars: Collection[str] = (),
 ) -> list[Message]:
     """The messages, with all that was said hidden in `vault`.
 
@@ -23,7 +30,8 @@ def messages(
     demand that speakers alternate). A system text (hidden already where it must be) goes into the first user
     turn if there is no other place for it. Calls and results are `tool_calls` and messages of role "tool" (or
     `tool_responses`) if the form is the template's own, else they are written out in tags. Thoughts are
-    passed as `reasoning_content`, for the templates that want the last turn's back.
+    passed as `reasoning_content`, for the templates that want the last turn's back. Calls of the functions in
+    `grammars` are written as `lark_calls` has them.
 
     To templates, calls have ids of nine letters and digits in the order of the conversation, whatever their
     ids are to others: Mistral's want it so, and one conversation is one prompt, which the engine may have in
@@ -39,7 +47,7 @@ def messages(
     numbers = _Numbers()
     for content in contents:
         if content.role is Role.MODEL:
-            said = _model(content, vault, form, numbers)
+            said = _model(content, vault, form, numbers, grammars)
         elif form.native:
             said = _returned(content, vault, form, numbers, made[-1] if made else {})
         else:
@@ -170,7 +178,9 @@ def _results(content: Content) -> list[CallResult]:
     return [part for part in content.parts if isinstance(part, CallResult)]
 
 
-def _model(content: Content, vault: Vault, form: Form, numbers: _Numbers) -> list[Message]:
+def _model(
+    content: Content, vault: Vault, form: Form, numbers: _Numbers, grammars: Collection[str]
+) -> list[Message]:
     said = vault.hide(content.text, wanted=True)
     message: Message = {"role": "assistant", "content": said}
     if content.thoughts:
@@ -180,7 +190,7 @@ def _model(content: Content, vault: Vault, form: Form, numbers: _Numbers) -> lis
             raise UnsupportedError("the model's template has no place for words beside calls")
         message["tool_calls"] = [_call(call, vault, numbers) for call in content.calls]
     elif content.calls:
-        tagged = [_tagged(call, vault, form) for call in content.calls]
+        tagged = [_tagged(call, vault, form, grammars) for call in content.calls]
         message["content"] = "\n".join([said, *tagged] if said else tagged)
     return [message] if message["content"] or "tool_calls" in message else []
 
@@ -190,8 +200,9 @@ def _call(call: Call, vault: Vault, numbers: _Numbers) -> dict[str, Any]:
     return {"id": numbers.of_call(call), "type": "function", "function": function}
 
 
-def _tagged(call: Call, vault: Vault, form: Form) -> str:
-    return f"{form.openings[0]}\n{vault.hide(call_text(call), wanted=True)}{form.close}"
+def _tagged(call: Call, vault: Vault, form: Form, grammars: Collection[str]) -> str:
+    text = lark_calls.written(call) if call.name in grammars else call_text(call)
+    return f"{form.openings[0]}\n{vault.hide(text, wanted=True)}{form.close}"
 
 
 def call_text(call: Call) -> str:

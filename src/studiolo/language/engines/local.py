@@ -206,7 +206,12 @@ class LocalEngine:
         if think and not self._channel.native:
             system.append(thinking.INSTRUCTION)
         messages = turns.messages(
-            request.contents, "\n\n".join(system), vault, takes_system=known.takes_system, form=form
+            request.contents,
+            "\n\n".join(system),
+            vault,
+            takes_system=known.takes_system,
+            form=form,
+            grammars=allowed.grammars if allowed else (),
         )
         declared = tools.declarations(allowed.tools, vault) if allowed and form.native else None
         return known.render(messages, vault, tools=declared, thinking=think)
