@@ -8,8 +8,8 @@ official package. Two tables:
 
 1 at a time: the same requests in turn to the engine itself, called in the client's process, and through the
 server in each dialect, over one connection that is kept. Shown is what the server adds, to the first piece
-and to the end of the answer, and the mean CPU time of both processes, which other programs on the machine change
-less (the system counts it in ticks of 10 ms, so it says nothing of a single request).
+and to the end of the answer, and the mean CPU time of both processes, which other programs on the machine
+change less (the system counts it in ticks of 10 ms, so it says nothing of a single request).
 
 Many at once: streams that all begin together, each over a connection of its own. Every answer is checked:
 whole, and the answer to its own question.

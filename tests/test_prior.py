@@ -47,9 +47,7 @@ def contents(images: ClassImageSet) -> dict[str, bytes]:
 def test_they_are_what_the_sampler_draws_of_the_class_prompt(components, tmp_path):
     images = image_set(tmp_path, count=4)
     make_all(images, components)
-    settings = SamplerSettings(
-        sampler="ddim", steps=2, guidance_scale=images.settings.guidance_scale
-    )
+    settings = SamplerSettings(sampler="ddim", steps=2, guidance_scale=images.settings.guidance_scale)
     drawn = generate(components, ["a photo of a fox"] * 4, [0, 1, 2, 3], settings)
     for index, picture in enumerate(drawn):
         assert Image.open(images.path(index)).tobytes() == picture.tobytes()
