@@ -146,17 +146,18 @@ def test_checkpointing_keeps_less_for_the_way_back():
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])
-def test_a_compiled_denoiser_says_the_same(name):
+def test_a_compiled_denoiser_says_the_same(name, monkeypatch):
+    # All but the last step of compiling, machine code, which takes minutes for the shapes of a U-Net.
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: real(block, backend="aot_eager"))
     plain, other = module_of(quick(**CHOICES[name])), module_of(quick(**CHOICES[name], compile=True))
-    try:
-        same, gradients = loss_and_gradients(other)
-    except torch._inductor.exc.InvalidCxxCompiler:
-        pytest.skip("no C++ compiler here")
-    loss, expected = loss_and_gradients(plain)
-    assert same == pytest.approx(loss, rel=1e-4)
+    assert any(block._compiled_call_impl for block in other.denoiser.modules())
+    assert plain.state_dict().keys() == other.state_dict().keys()
+    (loss, expected), (same, gradients) = loss_and_gradients(plain), loss_and_gradients(other)
+    assert same == pytest.approx(loss, rel=1e-5)
     assert gradients.keys() == expected.keys()
     for key in expected:
-        torch.testing.assert_close(gradients[key], expected[key], rtol=1e-2, atol=1e-5)
+        torch.testing.assert_close(gradients[key], expected[key], rtol=1e-3, atol=1e-6)
 
 
 def test_the_token_is_trained_alone_before_the_denoiser_begins():

@@ -224,7 +224,8 @@ class Recipe(Group):
         False, description="Memory order of the denoiser in which GPUs convolve faster."
     )
     compile: bool = Field(
-        False, description="Compile the denoiser (torch.compile): minutes at the start, faster steps."
+        False,
+        description="Compile the denoiser's blocks (torch.compile): minutes at the start, faster steps.",
     )
     weights_dtype: Literal["float16", "float32"] = Field(
         "float16", description="Float type of the exported model."
