@@ -43,6 +43,11 @@ class Scripted:
     def __init__(self, *fidelities: float, act=lambda calls: None) -> None:
         self.fidelities, self.act, self.calls = fidelities, act, 0
         self.seen: list[dict[str, torch.Tensor]] = []
+        self.titles: list[str] = []
+
+    def show(self, title: str) -> Image.Image:
+        self.titles.append(title)
+        return Image.new("RGB", (8, 8))
 
     def marks(self, components, baseline):
         self.seen.append({n: p.detach().clone() for n, p in components.denoiser.named_parameters()})
@@ -50,8 +55,7 @@ class Scripted:
         fidelity = self.fidelities[self.calls]
         self.calls += 1
         self.act(self.calls)
-        picture = Image.new("RGB", (8, 8))
-        return Marks(fidelity, 1.0, 0.0, picture, baseline or {"first": torch.tensor([fidelity])})
+        return Marks(fidelity, 1.0, 0.0, self.show, baseline or {"first": torch.tensor([fidelity])})
 
 
 def scores(run: Path) -> list[dict[str, float]]:
@@ -64,7 +68,7 @@ def taught(given, out, judge, **settings):
 
 
 def test_the_composite_is_the_weighted_mean():
-    marks = Marks(0.6, 0.9, 0.25, Image.new("RGB", (8, 8)), {})
+    marks = Marks(0.6, 0.9, 0.25, lambda title: Image.new("RGB", (8, 8)), {})
     weights = {"fidelity_weight": 2, "prompt_weight": 1, "drift_weight": 0.5}
     recipe = Recipe().with_values({"scores": {"every": 5, **weights}})
     assert marks.composite(recipe.scores) == pytest.approx((2 * 0.6 + 0.9 + 0.5 * 0.75) / 3.5)
@@ -88,6 +92,9 @@ def test_the_best_step_is_exported_and_the_last_beside_it(given, tmp_path):
     assert card["fingerprint"] == load_components(tmp_path / "run" / "model").fingerprint()
     assert [file.name for file in (tmp_path / "run" / "best").iterdir()] == ["step-000004.safetensors"]
     assert len(list((tmp_path / "run" / "scores").glob("step-*.png"))) == 4
+    assert (
+        judge.titles[2] == "step 4: composite 0.714, fidelity 0.500, prompt 1.000, drift 0.000 (best so far)"
+    )
 
 
 def test_the_last_step_on_request_and_when_it_is_the_best(given, tmp_path):

@@ -29,7 +29,7 @@ Baseline = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Marks:
-    """What a model was found to be worth, and the pictures by which.
+    """What a model was found to be worth, and the pictures by which: `sheet` shows them below a title.
 
     `fidelity` is a cosine, `prompt` lies in [0, 1], `drift` is a cosine distance in [0, 2]. `baseline` is
     what the marks of later steps are measured against.
@@ -38,7 +38,7 @@ class Marks:
     fidelity: float
     prompt: float
     drift: float
-    sheet: Image.Image
+    sheet: Callable[[str], Image.Image]
     baseline: Baseline
 
     def composite(self, settings: ScoreSettings) -> float:
@@ -153,16 +153,18 @@ class ScoreKeeper(StepCallback):
             self._stale = 0 if row.best else self._stale + 1
         return row
 
-    def _tell(self, row: ScoreRow, sheet: Image.Image) -> None:
+    def _tell(self, row: ScoreRow, show: Callable[[str], Image.Image]) -> None:
         self._file.append(row)
+        values = {key: value for key, value in asdict(row).items() if key not in ("step", "best")}
+        told = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
+        told = f"step {row.step}: {told}{' (best so far)' if row.best else ''}"
+        sheet = show(told)
         with atomic_path(self.run / "scores" / f"step-{row.step:06d}.png") as temporary:
             sheet.save(temporary)
-        values = {key: value for key, value in asdict(row).items() if key not in ("step", "best")}
         for tracker in self.trackers:
             tracker.scalars(row.step, {f"score/{key}": value for key, value in values.items()})
             tracker.picture(row.step, "scores", sheet)
-        told = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
-        self.display.note(f"step {row.step}: {told}{' (best so far)' if row.best else ''}")
+        self.display.note(told)
 
     def _keep(self, module: torch.nn.Module, step: int) -> None:
         trained = {n: p.detach().cpu() for n, p in module.named_parameters() if p.requires_grad}

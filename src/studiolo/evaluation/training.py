@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class TrainingScorer:
             # A base that fits no prompt leaves nothing to lose.
             prompt=min(1.0, fits / best) if best > 0 else 1.0,
             drift=measures.drift(baseline["class"], seen),
-            sheet=self._sheet(subject, of_class),
+            sheet=partial(self._sheet, subject, of_class),
             baseline=baseline,
         )
 
@@ -68,13 +68,17 @@ class TrainingScorer:
         prompts = [prompt for prompt in self.exam.class_prompts() for _ in range(self.exam.n)]
         return [Asked(*pair) for pair in zip(prompts, self.exam.backgrounds, strict=True)]
 
-    def _sheet(self, subject: Sequence[Image.Image], of_class: Sequence[Image.Image]) -> Image.Image:
+    def _sheet(
+        self, subject: Sequence[Image.Image], of_class: Sequence[Image.Image], title: str
+    ) -> Image.Image:
         rows, captions = [], []
         for name, pictures in (("subject", subject), ("class", of_class)):
             for number, row in enumerate(zip(*(pictures[part] for part in self.exam.columns()), strict=True)):
                 rows.append(row)
                 captions.append(f"the {name}, seed {self.exam.seed + number}")
-        return comparison_table(rows, row_captions=captions, column_captions=list(self.exam.contexts))
+        return comparison_table(
+            rows, row_captions=captions, column_captions=list(self.exam.contexts), title=title
+        )
 
 
 def training_scorer(recipe: Recipe, images: Sequence[Image.Image]) -> TrainingScorer:
