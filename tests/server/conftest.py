@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,15 @@ import pytest
 from serving import Serving, serving
 
 from jobs.databases import NoServerError, new_database, postgres
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_certificates() -> Iterator[None]:
+    """Nobody speaks TLS here, and each new client would take 30 ms to read the certificates of the world."""
+    with pytest.MonkeyPatch.context() as patch:
+        for load in ("load_verify_locations", "load_default_certs"):
+            patch.setattr(ssl.SSLContext, load, lambda *_, **__: None)
+        yield
 
 
 class Serve(Protocol):

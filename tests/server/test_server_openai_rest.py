@@ -128,7 +128,7 @@ def test_the_document(serve):
     url = serve(StubEngine()).url
     document = httpx.get(f"{url}/openapi.json").json()
     paths = {path: list(item) for path, item in document["paths"].items() if path.startswith("/openai/")}
-    assert paths["/openai/v1/chat/completions"] == ["post"]
+    assert paths["/openai/v1/chat/completions"] == ["post", "get"]
     body = document["paths"]["/openai/v1/chat/completions"]["post"]["requestBody"]
     properties = body["content"]["application/json"]["schema"]["properties"]
     assert set(properties) == set(ChatRequest.model_fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from importlib import import_module
@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
 
 from studiolo import __version__
 from studiolo.errors import StudioloError
@@ -61,15 +62,16 @@ def create_app(studio: Studio) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         docs_url=None,
-        redoc_url=None,
-    )  # their pages would load scripts from elsewhere
+        redoc_url=None,  # their pages would load scripts from elsewhere
+        routes=list(_routes()),
+    )
     app.openapi = partial(described, app)  # type: ignore[method-assign]
     app.state.studio = studio
     for kind in (StudioloError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, answer_error)
     app.include_router(operations.router())
-    for name, prefix in (("gemini", GEMINI), ("openai", OPENAI)):
-        _mount(app, studio, f"studiolo.server.{name}.routes", prefix)
+    for dialect, _ in _dialects():
+        dialect.prepare(studio)
     # The last one stands outermost.
     app.add_middleware(
         Bounded, largest_body=studio.settings.largest_body, largest_file=studio.settings.largest_file
@@ -105,19 +107,20 @@ def envelope(dialect: str | None, said: Told) -> Response:
     return response
 
 
-def _mount(app: FastAPI, studio: Studio, module: str, prefix: str) -> None:
-    """The routes of a dialect; its `prepare(studio)`, if it has one, joins it to the rooms behind."""
-    if find_spec(module) is not None:
-        app.include_router(_routes(module), prefix=prefix)
-        getattr(import_module(module), "prepare", lambda _: None)(studio)
+def _dialects() -> Iterator[tuple[Any, str]]:
+    """The modules of the dialects, with `router()` and `prepare(studio)`, and how their paths begin."""
+    for name, prefix in (("gemini", GEMINI), ("openai", OPENAI)):
+        yield import_module(f"studiolo.server.{name}.routes"), prefix
 
 
 @cache
-def _routes(module: str) -> APIRouter:
-    """They know nothing of a studio, and take a while to make: all servers of a process have the same."""
-    router = import_module(module).router()
-    assert isinstance(router, APIRouter)
-    return router
+def _routes() -> tuple[BaseRoute, ...]:
+    """They know nothing of a studio, and take a while to make and to work out: the servers of a process have
+    the same."""
+    router = APIRouter()
+    for dialect, prefix in _dialects():
+        router.include_router(dialect.router(), prefix=prefix)
+    return tuple(router.routes)
 
 
 def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
