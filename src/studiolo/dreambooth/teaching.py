@@ -10,8 +10,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import studiolo
 from studiolo.diffusion.components import Components
@@ -19,9 +17,10 @@ from studiolo.dreambooth.batches import Examples
 from studiolo.dreambooth.callbacks import PreviewPainter, Recorder
 from studiolo.dreambooth.exporting import export_model
 from studiolo.dreambooth.forecast import Forecast
+from studiolo.dreambooth.machine import make_trainer
 from studiolo.dreambooth.material import Material, Taught, class_captions
 from studiolo.dreambooth.memory import LESS, available_memory, estimate_memory, told
-from studiolo.dreambooth.personalize import Personalization
+from studiolo.dreambooth.personalize import MakeBatches, Personalization
 from studiolo.dreambooth.predictions import PredictionExamples, PredictionSet
 from studiolo.dreambooth.prior import ClassImageMaker, ClassImageSet
 from studiolo.dreambooth.progress import Display
@@ -30,13 +29,13 @@ from studiolo.dreambooth.run import Run, describe_images
 from studiolo.dreambooth.scoring import ScoreKeeper, Scorer
 from studiolo.dreambooth.trackers import Tracker, open_trackers
 from studiolo.errors import StudioloError
+from studiolo.formats.opening import open_components
 from studiolo.models.registry import ModelRef
 from studiolo.store.paths import cache_dir
 from studiolo.training.checkpoint import Checkpoints, Interrupted, Interruption
 from studiolo.training.processes import first_process
 from studiolo.training.quiet import quiet
 from studiolo.training.steps import MovingAverage, evaluating
-from studiolo.training.trainer import plain_trainer
 
 _LARGE = 50_000_000
 """Numbers from which on a model's memory is estimated: smaller ones train anywhere."""
@@ -110,18 +109,33 @@ class Teaching:
             try:
                 # Of the base, so before the identifiers are added to it.
                 prior = self._make_prior(material, stack)
-                tokens = [ids for one in self.taught for ids in one.take_words(self.components)]
-                self.module = Personalization(
-                    self.components, self.recipe, material.prompts, tokens, material.batches(prior)
-                )
+                batches = material.batches(prior)
+                self.module = self._make_module(material, batches)
                 self._tell_parts()
                 self._tell_memory()
                 with quiet(), torch.random.fork_rng():
                     self.trainer.fit(self.module, ckpt_path=checkpoint, weights_only=True)
+                if self.recipe.strategy == "fsdp":
+                    self._gather(material, batches)
             except Interrupted as error:
                 raise self._told(error.signum) from None
         if self._interruption.signum and self.trainer.global_step < self.recipe.steps:
             raise self._told(self._interruption.signum)
+
+    def _make_module(self, material: Material, batches: MakeBatches) -> Personalization:
+        tokens = [ids for one in self.taught for ids in one.take_words(self.components)]
+        return Personalization(self.components, self.recipe, material.prompts, tokens, batches)
+
+    def _gather(self, material: Material, batches: MakeBatches) -> None:
+        """After a training in which each process had a part of the weights: the first gets all of them."""
+        with evaluating(self.module, self._average):
+            learned = self.module.gathered()
+        self._average = None
+        if first_process():
+            self.components = open_components(self.base)
+            self._skip_layers("")
+            self.module = self._make_module(material, batches)
+            self.module.load_state_dict(learned, strict=False)
 
     def _tell_parts(self) -> None:
         """Says which weights move, and how many of how many."""
@@ -262,35 +276,3 @@ class Teaching:
             where=f"{self.run.folder} ({saved})",
             remedy=f"Go on: studiolo train --resume {self.run.folder}",
         )
-
-
-def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """The Lightning trainer of a recipe: one epoch of `steps` optimizer steps.
-
-    Raises StudioloError for an accelerator, precision or number of devices that this machine does not have.
-    """
-    if recipe.precision == "16-mixed" and not torch.cuda.is_available():
-        raise StudioloError(
-            "16-mixed arithmetic needs a GPU", where="precision", remedy="Use bf16-mixed or 32-true."
-        )
-    strategy: Any = recipe.strategy
-    if recipe.devices * recipe.num_nodes > 1:
-        # After its stop step the text encoder takes no part in the backward pass.
-        strategy = DDPStrategy(find_unused_parameters=recipe.text_encoder_stop_step is not None)
-    try:
-        with quiet():
-            return plain_trainer(
-                folder,
-                recipe.steps,
-                callbacks,
-                accelerator=recipe.accelerator,
-                devices=recipe.devices,
-                num_nodes=recipe.num_nodes,
-                strategy=strategy,
-                precision=recipe.precision,
-                accumulate_grad_batches=recipe.accumulate,
-            )
-    except (MisconfigurationException, ValueError, RuntimeError) as error:
-        raise StudioloError(
-            f"this machine cannot train so: {error}", where="accelerator, devices, strategy or precision"
-        ) from error

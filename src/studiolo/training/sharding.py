@@ -59,11 +59,13 @@ def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def clip_gradients(parameters: Sequence[torch.nn.Parameter], limit: float) -> torch.Tensor:
     """Scales all gradients down so that their norm together is at most `limit`; the norm before that."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    shared = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
-    own = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    norms = [whole(torch.nn.utils.get_total_norm(group)) for group in (shared, own) if group]
-    norm = norms[0] if len(norms) == 1 else torch.stack([torch.as_tensor(n) for n in norms]).norm()
+    having = [parameter for parameter in parameters if parameter.grad is not None]
+    shared = [parameter for parameter in having if isinstance(parameter.grad, DTensor)]
+    own = [parameter for parameter in having if not isinstance(parameter.grad, DTensor)]
+    groups = [group for group in (shared, own) if group]  # PyTorch takes one kind at a time
+    norms = [whole(torch.nn.utils.get_total_norm([p.grad for p in group])) for group in groups]
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     if limit < math.inf:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        for group in groups:
+            torch.nn.utils.clip_grads_with_norm_(group, limit, norm)
     return norm.detach()
