@@ -1,32 +1,32 @@
 """A server over a scripted engine in a process of its own, for benchmarks and tests: no weights are needed,
 all else is as `studiolo serve` has it.
 
-    python benchmarks/stub_server.py HOME [--pieces N] [--pause SECONDS] [--drain SECONDS] [--crash N]
+    python benchmarks/stub_server.py HOME [--pieces N] [--pause SECONDS] [--drain SECONDS] [--database URL]
+        [--crash N] [--crash-training N]
 
 Prints its port. The model `stub` answers "N ..." with the pieces "N.0 ", "N.1 ", and so on, so that everybody
-can check that an answer is whole and his own.
+can check that an answer is whole and his own; `studiolo-base` draws and is taught.
 
 With `--crash N` the process kills itself by SIGKILL when the N-th line of what keeps things (`store`, `jobs`,
-`contexts.py`, and the modules of uploads and batches) is run; with `--count` it tells at its end how many
-lines that were. Both count from SIGUSR1 on.
+`contexts.py`, and the modules of uploads, batches and tunings) is run; with `--count` it tells at its end how
+many lines that were. Both count from SIGUSR1 on. With `--crash-training N` the first training does so
+(`stub_training.py`), and HOME/killed tells where.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import os
 import signal
 import sys
-import threading
 from collections.abc import AsyncGenerator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from studiolo.language import opening
+from killing import Lines
+
+from studiolo.jobs import tunings
 from studiolo.language.caching.cached import Cached
 from studiolo.language.caching.contexts import Contexts
 from studiolo.language.conversation import Delta, FinishReason, Request, Text, Usage
@@ -34,10 +34,14 @@ from studiolo.language.engines.base import Capabilities
 from studiolo.server import shelf, starting
 from studiolo.server.pool import ModelInfo
 from studiolo.server.settings import Settings
+from studiolo.server.studio import Studio
 
 NAME = "stub"
-KEEPERS = ("studiolo/store/", "studiolo/jobs/", "contexts.py", "uploading.py", "uploads", "batches")
-"""What the path of a module has in it whose lines are counted."""
+POLL = 0.2
+KEEPERS = (
+    "studiolo/store/", "studiolo/jobs/", "contexts.py", "uploading.py", "uploads", "batches", "fine_tuning",
+    "gemini/tunings.py",
+)  # fmt: skip
 
 
 class Counting:
@@ -77,48 +81,27 @@ def expected(number: int | str, pieces: int) -> str:
     return "".join(f"{number}.{index} " for index in range(pieces))
 
 
-class Lines:
-    """Counts the lines that are run in modules that keep things, in all threads that begin after it.
-
-    Args:
-        last: the line at which the process dies; None: at none.
-    """
-
-    def __init__(self, last: int | None) -> None:
-        self._last, self._numbers, self.seen = last, itertools.count(1), 0
-        self.armed = False
-        self._ours: dict[str, bool] = {}
-        threading.settrace(self._called)
-        sys.settrace(self._called)
-
-    def _called(self, frame: FrameType, event: str, _: Any) -> Any:
-        path = frame.f_code.co_filename
-        if path not in self._ours:
-            self._ours[path] = "/studiolo/" in path and any(word in path for word in KEEPERS)
-        return self._ran if self._ours[path] else None
-
-    def _ran(self, frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line" and self.armed:
-            self.seen = next(self._numbers)
-            if self.seen == self._last:
-                where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-                os.write(1, f"killed at {where}\n".encode())
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self._ran
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("home", type=Path)
     parser.add_argument("--pieces", type=int, default=32)
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--drain", type=float, default=30.0)
+    parser.add_argument("--database")
     parser.add_argument("--crash", type=int)
+    parser.add_argument("--crash-training", type=int)
     parser.add_argument("--count", action="store_true")
     options = parser.parse_args()
     os.environ["STUDIOLO_HOME"] = str(options.home)
-    lines = Lines(options.crash) if options.count or options.crash else None
-    studio = starting.open_studio(_settings(options))
+    lines = None
+    if options.count or options.crash:
+        lines = Lines(KEEPERS, options.crash, lambda place: os.write(1, f"killed at {place}\n".encode()))
+    if options.count or options.crash_training:
+        training = [sys.executable, str(Path(__file__).with_name("stub_training.py"))]
+        training += ["--told", str(options.home / "killed")]
+        training += ["--crash", str(options.crash_training)] if options.crash_training else []
+        tunings.LEASH = training
+    studio = _opened(options)
     listener = starting.bind(studio.settings)
     print(listener.getsockname()[1], flush=True)
     if lines is not None:
@@ -128,22 +111,21 @@ def main() -> None:
         print(f"lines {lines.seen}", flush=True)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    """Those of the server, with our engine in the place of what is on the shelf."""
+def _opened(options: argparse.Namespace) -> Studio:
+    """The studio of a server, with our engine in the place of what speaks."""
     engine = Counting(options.pieces, options.pause)
-    shelved = shelf.models
 
     async def opened(model: str) -> Cached:
         return Cached(engine, Contexts())
 
     def models() -> list[ModelInfo]:
-        drawing = [model for model in shelved() if model.kind in ("drawing", "subject")]
+        drawing = [model for model in shelf.models() if model.kind in ("drawing", "subject")]
         born = datetime(2026, 1, 1, tzinfo=UTC)
         ours = ModelInfo(name=NAME, kind="chat", title=NAME, created=born, capabilities=engine.capabilities)
         return [ours, *drawing]
 
-    shelf.models, opening.opened = models, opened
-    return Settings(data=options.home, model=NAME, port=0, drain=options.drain)
+    settings = Settings(data=options.home, database=options.database, model=NAME, port=0, drain=options.drain)
+    return starting.open_studio(settings, models=models, open_engine=opened, poll=POLL)
 
 
 if __name__ == "__main__":

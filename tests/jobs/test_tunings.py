@@ -41,6 +41,7 @@ RECIPE = {
     "steps": 6,
     "checkpoint_every": 2,
     "identifier": "zwx",
+    "scores": {"every": 0},
     "previews": {"every": 3, "steps": 1},
 }
 
@@ -392,6 +393,25 @@ def test_what_cannot_be_taught_is_refused_before_it_is_queued(spec, files, tmp_p
     assert words in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
     assert not list(tunings.folder.glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("told", "previews", "scores"),
+    [
+        ({"steps": 80}, 20, 80),
+        ({"steps": 3}, 1, 3),
+        ({"steps": 80, "previews": {"count": 1}, "scores": {"every": 0}}, 0, 0),
+        ({"steps": 80, "strategy": "fsdp", "devices": 2}, 0, 0),
+    ],
+)
+def test_how_often_a_tuning_draws_and_is_judged(spec, files, tmp_path, told, previews, scores):
+    database = Database(f"sqlite:///{tmp_path / 'db'}")
+    tunings = Tunings(database, Queue(database), files)
+    asked = spec.model_copy(update={"recipe": told})
+    tunings._take_in("x", asked)
+    recipe = Recipe.from_yaml(tunings.folder / "x" / "recipe.yaml")
+    assert (recipe.previews.every, recipe.scores.every) == (previews, scores)
+    assert tunings._table.load("x").recipe == told  # what the client said, and no more
 
 
 def test_what_a_process_that_died_had_only_unpacked_goes(spec, files, tmp_path):

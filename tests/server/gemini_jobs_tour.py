@@ -23,7 +23,7 @@ RECIPE = {
     "class_noun": "toy", "identifier": "zwx", "steps": 2, "batch_size": 2, "learning_rate": 1e-3,
     "warmup_steps": 0, "text_learning_rate": 1e-3, "checkpoint_every": 2, "weights_dtype": "float32",
     "class_images": {"count": 6, "batch_size": 4, "steps": 2}, "trackers": [],
-    "previews": {"every": 2, "steps": 1},
+    "previews": {"every": 2, "steps": 1}, "scores": {"every": 0},
 }  # fmt: skip
 
 

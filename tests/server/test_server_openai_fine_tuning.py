@@ -32,6 +32,7 @@ RECIPE = {
     "steps": 4,
     "checkpoint_every": 2,
     "identifier": "zwx",
+    "scores": {"every": 0},
     "previews": {"every": 2, "steps": 1, "count": 1},
 }
 ENDLESS = RECIPE | {"steps": 100_000}

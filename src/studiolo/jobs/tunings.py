@@ -259,9 +259,14 @@ class Tunings:
         noun, _ = check_class_noun(spec.class_noun)
         try:
             recipe = Recipe().with_values(spec.recipe | {"class_noun": noun, "base": spec.base})
-            if "previews" not in spec.recipe:
-                recipe = recipe.with_values({"previews": {"every": max(1, recipe.steps // PREVIEWS)}})
-            return recipe
+            # Where it says nothing of them: previews on the way, and what it is worth at the end.
+            usual = {
+                "previews": {"every": max(1, recipe.steps // PREVIEWS)},
+                "scores": {"every": recipe.steps},
+            }
+            if recipe.strategy == "fsdp":  # nobody can draw in the midst of that
+                return recipe
+            return recipe.with_values({name: of for name, of in usual.items() if name not in spec.recipe})
         except StudioloError as error:
             raise InvalidRequestError(error.message, where="recipe", remedy=error.remedy) from error
 
