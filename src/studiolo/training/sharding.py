@@ -63,7 +63,8 @@ def clip_gradients(parameters: Sequence[torch.nn.Parameter], limit: float) -> to
     shared = [parameter for parameter in having if isinstance(parameter.grad, DTensor)]
     own = [parameter for parameter in having if not isinstance(parameter.grad, DTensor)]
     groups = [group for group in (shared, own) if group]  # PyTorch takes one kind at a time
-    norms = [whole(torch.nn.utils.get_total_norm([p.grad for p in group])) for group in groups]
+    gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
+    norms = [whole(torch.nn.utils.get_total_norm(some)) for some in gradients]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     if limit < math.inf:
         for group in groups:
