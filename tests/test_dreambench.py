@@ -335,6 +335,7 @@ def test_score_takes_the_weights_of_its_embedder_from_a_folder(dino, tmp_path, s
         "--steps",
         "1",
     ]
+    asked += ["--baseline", str(given["base"])]
     result = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "scores")])
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "scores" / "report.json").read_text())["embedder"] == "dino"

@@ -56,7 +56,7 @@ class TrainingScorer:
         return Marks(
             fidelity=measures.fidelity(self.embedder.embed(subject), self._training),
             # A base that fits no prompt leaves nothing to lose.
-            prompt=min(1.0, fits / best) if best > 0 else 1.0,
+            prompt=min(1.0, max(0.0, fits / best)) if best > 0 else 1.0,
             drift=measures.drift(baseline["class"], seen),
             sheet=partial(self._sheet, subject, of_class),
             baseline=baseline,
