@@ -420,5 +420,6 @@ def _yaml_with_comments(group: BaseModel, indent: str = "") -> str:
         else:
             plain = group.model_dump(mode="json", include={name})[name]
             text = yaml.safe_dump(plain, allow_unicode=True, default_flow_style=True, width=10_000)
-            lines.append(f"{indent}{name}: {text.removesuffix(SCALAR_END).rstrip()}")
+            value_text = text.removesuffix(SCALAR_END).rstrip("\n")  # no more: a no-break space is a value
+            lines.append(f"{indent}{name}: {value_text}")
     return "\n".join(lines) + "\n"
