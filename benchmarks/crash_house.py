@@ -62,7 +62,9 @@ class House:
         command += ["--database", self.url, *self._options()]
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=0)
-        self._port = int(self._out().readline())
+        told = self._out().readline()
+        assert told, f"the server does not start: {self._log()}"
+        self._port = int(told)
 
     def _options(self) -> list[str]:
         if self.place is not None:
