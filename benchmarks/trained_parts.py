@@ -59,6 +59,8 @@ def main() -> None:
             continue
         found[name] = json.loads(done.stdout.splitlines()[-1])
         print(name, found[name], file=sys.stderr)
+    if "full" not in found:
+        sys.exit("nothing to compare with: the full training did not run")
     print(table(found))
 
 
