@@ -116,6 +116,7 @@ WISHES: dict[str, tuple[Fields, Fields]] = {
     "config.frequency_penalty": _config(frequency_penalty=1.0),
     "config.candidates": _config(candidates=2),
     "config.logprobs": _config(logprobs=2),
+    "config.bias": _config(bias=((5, 1.0),)),
     "config.format json, no schema": _config(format=Format(kind=FormatKind.JSON)),
     "config.format json": _config(format=Format(kind=FormatKind.JSON, rule={"type": "object"})),
     "config.format choice": _config(format=Format(kind=FormatKind.CHOICE, rule=("a", "b"))),
