@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/python -m studiolo.cli.main demo --out demo
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check
