@@ -47,8 +47,8 @@ class Conditioning:
         """All rows of `parts` in order; the parts come from one model."""
         return Conditioning(
             torch.cat([part.tokens for part in parts]),
-            _joined([part.pooled for part in parts]),
-            _joined([part.sizes for part in parts]),
+            join_present([part.pooled for part in parts]),
+            join_present([part.sizes for part in parts]),
         )
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
@@ -57,7 +57,8 @@ class Conditioning:
         return Conditioning(change(self.tokens), pooled, sizes)
 
 
-def _joined(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
+def join_present(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """The rows of all tensors that are there, in order; None where none is."""
     there = [tensor for tensor in tensors if tensor is not None]
     return torch.cat(there) if there else None
 

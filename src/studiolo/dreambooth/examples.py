@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.conditioning import join_present
 from studiolo.diffusion.noise import counter_integers, counter_noise
 from studiolo.dreambooth.transforms import Transform, View, image_tensor, mask_focus, mask_tensor
 from studiolo.store.files import atomic_path, sha256_bytes, sha256_json
@@ -83,8 +84,8 @@ class ExampleSet:
         return ExampleSet(
             mean=torch.cat([s.mean for s in sets]),
             logvar=torch.cat([s.logvar for s in sets]),
-            masks=_joined([s.masks for s in sets]),
-            sizes=_joined([s.sizes for s in sets]),
+            masks=join_present([s.masks for s in sets]),
+            sizes=join_present([s.sizes for s in sets]),
             scaling_factor=first.scaling_factor,
             shift_factor=first.shift_factor,
         )
@@ -208,11 +209,6 @@ def _read(file: Path, views: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     except (OSError, SafetensorError, KeyError):
         return None
     return (mean, logvar) if mean.shape == logvar.shape and len(mean) == views else None
-
-
-def _joined(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    there = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(there) if there else None
 
 
 def _chunks(views: list[View], shape: tuple[int, int]) -> Iterator[list[View]]:

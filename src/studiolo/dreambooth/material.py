@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.conditioning import join_present
 from studiolo.dreambooth.batches import Batches, Examples, Half
 from studiolo.dreambooth.buckets import Buckets, bucket_shapes, nearest_shape
 from studiolo.dreambooth.examples import Draw, ExampleSet, LatentEncoder
@@ -194,10 +195,9 @@ def _joined(draws: Sequence[Draw]) -> Draw:
     """One draw of several of one shape; where only some have masks, the others count in full."""
     masked = any(draw.masks is not None for draw in draws)
     masks = [torch.ones_like(d.latents[:, :1]) if d.masks is None else d.masks for d in draws]
-    sizes = [draw.sizes for draw in draws if draw.sizes is not None]
     return Draw(
         torch.cat([draw.latents for draw in draws]),
         torch.cat([draw.image_index for draw in draws]),
         torch.cat(masks) if masked else None,
-        torch.cat(sizes) if sizes else None,
+        join_present([draw.sizes for draw in draws]),
     )

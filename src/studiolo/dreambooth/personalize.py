@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.conditioning import Conditioning, tokenize
+from studiolo.diffusion.conditioning import Conditioning, join_present, tokenize
 from studiolo.diffusion.objective import (
     add_noise,
     dreambooth_loss,
@@ -131,11 +131,9 @@ class Personalization(pl.LightningModule):
             return [prediction for half in halves for prediction in self._predict([half])]
         timesteps = torch.cat([half.timesteps for half in halves])
         text = self._text(torch.cat([half.prompts for half in halves]))
-        sizes = [half.sizes for half in halves if half.sizes is not None]
+        sizes = join_present([half.sizes for half in halves])
         times = self.schedule.times.to(timesteps.device)[timesteps]
-        prediction = self.family.predict(
-            self.denoiser, torch.cat(noisy), times, text.sized(torch.cat(sizes) if sizes else None)
-        )
+        prediction = self.family.predict(self.denoiser, torch.cat(noisy), times, text.sized(sizes))
         return list(prediction.split([len(half) for half in halves]))
 
     def _loss(
