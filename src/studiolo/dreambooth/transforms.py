@@ -125,8 +125,7 @@ class Transform:
         draw = random.Random(key).random
         if self.crop == "random":
             scale = self.min_scale + (1 - self.min_scale) * draw()
-            extent = tuple(max(1, round(side * scale)) for side in _largest_extent(size, self.shape))
-            box = _placed(size, (extent[0], extent[1]), focus, (draw(), draw()))
+            box = _placed(size, _extent(size, self.shape, scale), focus, (draw(), draw()))
         else:
             box = self._largest(size, focus)
         if not self.color_jitter:
@@ -135,15 +134,18 @@ class Transform:
         return View(box, False, (brightness, contrast, saturation))
 
     def _largest(self, size: tuple[int, int], focus: Focus | None) -> Box:
-        return _placed(size, _largest_extent(size, self.shape), focus, None)
+        return _placed(size, _extent(size, self.shape), focus, None)
 
 
-def _largest_extent(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of the largest part of an image of `size` that has the proportions of `shape`."""
+def _extent(size: tuple[int, int], shape: tuple[int, int], scale: float = 1) -> tuple[int, int]:
+    """(width, height) of `scale` times the largest part of an image of `size` that has the proportions of
+    `shape`, each rounded once: it is never off by more than half a pixel."""
     (width, height), (wide, high) = size, shape
     if width * high >= height * wide:
-        return max(1, round(height * wide / high)), height
-    return width, max(1, round(width * high / wide))
+        exact = (height * wide / high, float(height))
+    else:
+        exact = (float(width), width * high / wide)
+    return max(1, round(exact[0] * scale)), max(1, round(exact[1] * scale))
 
 
 def _placed(

@@ -66,11 +66,11 @@ class _Work(Generic[T]):
         self._work, self._loop = work, loop
         self._task: asyncio.Task[T] | None = None
         self._ended: futures.Future[T] = futures.Future()
-        loop.call_soon_threadsafe(self._begin)
 
     def result(self) -> T:
-        """Waits for it."""
+        """Begins it and waits for it."""
         try:
+            self._loop.call_soon_threadsafe(self._begin)
             return self._ended.result()
         except BaseException:
             if not self._ended.done():
@@ -83,8 +83,12 @@ class _Work(Generic[T]):
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
+        # The loop keeps the order of its calls: what has not begun by now never will.
         if self._task is not None:
             self._task.cancel()
+        else:
+            self._work.close()
+            self._ended.set_exception(futures.CancelledError())
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
