@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft import LoraConfig, inject_adapter_in_model
 
 from studiolo.diffusion.adapters import DENOISER_TARGETS, TEXT_TARGETS, adapter_state, remove
@@ -14,6 +15,7 @@ from studiolo.dreambooth.parts import choose_parts
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.errors import StudioloError
+from studiolo.training.attention import SHORT, attend_by_products
 from test_personalize import PROMPTS, fit, make_batches, quiet  # noqa: F401 (a fixture)
 from tiny import tiny_components
 from tiny_families import TINY
@@ -130,6 +132,31 @@ def test_memory_is_saved_without_another_gradient(name, how):
     assert gradients.keys() == expected.keys()
     for key in expected:
         torch.testing.assert_close(gradients[key], expected[key], rtol=1e-3, atol=1e-6)
+
+
+def test_attention_by_products_is_the_same_function():
+    plain, other = module_of(quick()), module_of(quick())
+    attend_by_products(other.denoiser, SHORT + 1)
+    assert attends(other) == attends(plain) == {AttnProcessor2_0}
+    attend_by_products(other.denoiser, SHORT)
+    assert attends(other) == {AttnProcessor}
+    (loss, expected), (same, gradients) = loss_and_gradients(plain), loss_and_gradients(other)
+    assert same == pytest.approx(loss, rel=1e-5)
+    for key in expected:
+        torch.testing.assert_close(gradients[key], expected[key], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind"), [("bf16-mixed", AttnProcessor), ("32-true", AttnProcessor2_0)]
+)
+def test_a_training_in_bf16_on_a_cpu_attends_by_products(precision, kind):
+    module = module_of(quick(precision=precision, accelerator="cpu"))
+    fit(module)
+    assert attends(module) == {kind}
+
+
+def attends(module: Personalization) -> set[type]:
+    return {type(processor) for processor in module.denoiser.attn_processors.values()}
 
 
 def test_checkpointing_keeps_less_for_the_way_back():

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
@@ -26,6 +25,7 @@ from studiolo.base.text import tokenize
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.objective import add_noise, prediction_target
 from studiolo.store.files import atomic_path
+from studiolo.training.attention import attend_by_products
 
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -70,8 +70,7 @@ def new_unet(recipe: UnetRecipe, text_width: int) -> UNet2DConditionModel:
         cross_attention_dim=text_width,
     )
     if not torch.cuda.is_available():
-        # On CPUs the fused attention is slower in bf16 than the plain one by far.
-        unet.set_attn_processor(AttnProcessor())
+        attend_by_products(unet, unet.config.sample_size**2)
     return unet
 
 

@@ -23,6 +23,7 @@ from studiolo.diffusion.objective import (
 from studiolo.dreambooth.batches import Batch, Batches, HalfBatch
 from studiolo.dreambooth.parts import TokenIds, choose_parts
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.training.attention import attend_by_products
 from studiolo.training.optimizers import make_optimizer
 from studiolo.training.sharding import average_gradients, clip_gradients, shard, whole
 
@@ -60,6 +61,7 @@ class Personalization(pl.LightningModule):
         self.denoiser: Any = components.denoiser
         self.text_encoders = torch.nn.ModuleList(components.text_encoders)
         self._batches = batches
+        self._positions = math.prod(components.latent_shape(recipe.resolution, recipe.resolution)[1:])
         self.grad_norm = torch.zeros(())
         """Of the last optimizer step, before clipping."""
         self._prompt_ids: Sequence[torch.Tensor] = tokenize(components, prompts)
@@ -104,6 +106,8 @@ class Personalization(pl.LightningModule):
         return self.recipe.train_text_encoder or self.recipe.train_token_embedding
 
     def on_fit_start(self) -> None:
+        if self.device.type == "cpu" and self.recipe.precision == "bf16-mixed":
+            attend_by_products(self.denoiser, self._positions)
         self._prompt_ids = tuple(ids.to(self.device) for ids in self._prompt_ids)
         if not self.text_is_trained:
             with torch.no_grad():
