@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from studiolo.errors import NotFoundError, StudioloError
 from studiolo.language.conversation import Usage
 from studiolo.language.errors import RateLimitError
-from studiolo.server.errors import KeyRefusedError
+from studiolo.server.errors import KeyRefusedError, SpentError
 from studiolo.server.keys import Entry, KeyLimits, KeyStore, Spent
 from studiolo.server.limits import FRESH, NOBODY, Keys
 from studiolo.store.database import Database
@@ -244,5 +244,62 @@ def test_what_was_spent_survives_a_restart(store, hands):
         await before.flush()
         with pytest.raises(RateLimitError):
             await Keys(store, needed=True, clock=hands).admit(text)
+
+    asyncio.run(use())
+
+
+def test_requests_that_come_together_count_what_was_spent_once(keys, store, hands):
+    """All of them find what is known of the key too old, and read it again."""
+    text, key = store.create("anna", limits=KeyLimits(dollars_per_day=1))
+
+    async def use() -> None:
+        caller, _ = await keys.admit(text)
+        for _ in range(3):
+            await keys.spent(caller, "m", Usage(prompt=1), 0.25)
+            hands.seconds += FRESH + 1
+            await asyncio.gather(*(keys.admit(text) for _ in range(8)))
+        await keys.spent(caller, "m", Usage(prompt=1), 0.25)
+        with pytest.raises(RateLimitError, match="spent"):
+            await keys.admit(text)
+        await keys.flush()
+
+    asyncio.run(use())
+    assert store.spent(key.id).today == 1.0
+
+
+def test_what_cannot_be_written_now_is_written_later(keys, store, monkeypatch):
+    text, key = store.create("anna", limits=KeyLimits(dollars_per_day=1))
+    record = store.record
+
+    def away(entries):
+        monkeypatch.setattr(store, "record", record)
+        raise sa.exc.OperationalError("INSERT", {}, OSError("away"))
+
+    async def use() -> None:
+        caller, _ = await keys.admit(text)
+        monkeypatch.setattr(store, "record", away)
+        await keys.spent(caller, "m", Usage(prompt=1), 0.5)
+        with pytest.raises(sa.exc.OperationalError):
+            await keys.flush()
+        await keys.flush()
+
+    asyncio.run(use())
+    assert store.spent(key.id).today == 0.5
+
+
+def test_what_is_done_unattended_ends_with_the_money_and_with_the_key(keys, store):
+    _, key = store.create("anna", limits=KeyLimits(dollars_per_day=1))
+
+    async def use() -> None:
+        await keys.check_unattended(None)
+        await keys.check_unattended(key.id)
+        store.record([Entry(key.id, NOON, "m", Usage(prompt=1), 1.0, batch=True)])
+        with pytest.raises(SpentError, match="spent"):
+            await keys.check_unattended(key.id)
+        store.limit("anna", dollars_per_day=2)
+        await keys.check_unattended(key.id)
+        store.revoke("anna")
+        with pytest.raises(KeyRefusedError, match="revoked"):
+            await keys.check_unattended(key.id)
 
     asyncio.run(use())

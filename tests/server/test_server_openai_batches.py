@@ -19,7 +19,7 @@ from studiolo.language.engines.base import Capabilities
 from studiolo.language.errors import InvalidRequestError
 from studiolo.language.prices import Price
 from studiolo.server import shelf
-from studiolo.server.keys import KeyStore
+from studiolo.server.keys import KeyLimits, KeyStore
 from studiolo.server.openai import batches_wire
 
 OVER = ("completed", "failed", "cancelled", "expired")
@@ -181,6 +181,25 @@ def test_charged_half(engine, studiolo_home, monkeypatch):
         over(client, begun(client, [line("a", "x"), line("b", "x")]))
         both = waited(lambda: store.spent(known.id).today, lambda spent: spent > 1.9 * alone)
         assert both == pytest.approx(2 * alone)  # two more, each for half
+
+
+def test_a_batch_spends_no_more_than_its_key_may(engine, studiolo_home, monkeypatch):
+    monkeypatch.setattr(shelf, "price_of", lambda name: Price(prompt=1e-3, answer=2e-3, cached=1e-3))
+    with serving(studiolo_home, {"stub": engine}, host="0.0.0.0", jobs=True) as served:
+        store = KeyStore(served.studio.database)
+        key, known = store.create("ada", limits=KeyLimits(dollars_per_day=0.02))  # an item costs 0.008
+        client = client_of(served.url, api_key=key)
+        batch = begun(client, [line(str(n), "x") for n in range(40)])
+        record = waited(lambda: served.studio.batches._table.load(batch.id.removeprefix("batch_")),
+                        lambda found: found.ended)  # fmt: skip
+        # Eight are asked at once, so that a few may be under way when it is over.
+        assert 3 <= record.counts.done <= 11
+        assert record.counts.failed == 40 - record.counts.done
+        assert store.spent(known.id).today == pytest.approx(record.counts.done * 0.008)
+        store.limit("ada", dollars_per_day=None)
+        done = waited(lambda: client.batches.retrieve(batch.id), lambda found: found.status == "completed")
+        told = {one["response"]["status_code"] for one in lines_of(client, done.error_file_id)}
+        assert told == {429}
 
 
 def test_the_asynchronous_client(served):

@@ -35,6 +35,9 @@ Answer = Callable[[str, dict[str, Any], str | None], Awaitable[dict[str, Any]]]
 Beside it, "usage" may hold the fields of `Usage` and "model" who answered, for the accounting; they are not
 kept with the answer. It raises what may be tried again (an error with `retry`)."""
 
+Allow = Callable[[str | None], Awaitable[None]]
+"""(owner); raises a `StudioloError` if no more may be done for them."""
+
 Charge = Callable[[sa.Connection, str | None, str, Usage, float], None]
 """(connection, owner, model, usage, dollars)"""
 
@@ -63,6 +66,7 @@ class Batches:
         tries: how often an item is asked again after an error that may pass.
         lives: how often an item may be begun in all; one that ends the process each time is given up then.
         price: of a model, where it has one.
+        allow: looked at before each item; its error is the answer to one that may not be begun.
         charge: writes what an item took on its owner's account, in the transaction that keeps its answer:
             an item that is computed again after a crash is charged once.
         clock, sleep: time, for tests.
@@ -83,6 +87,7 @@ class Batches:
         lives: int = 20,
         price: Callable[[str], Price | None] = lambda model: None,
         charge: Charge = lambda *_: None,
+        allow: Allow | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -93,7 +98,7 @@ class Batches:
         # By model: pictures, which come one by one, hold up no batch of words.
         self._slots = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(concurrency))
         self._tries, self._lives, self._price, self._charge = tries, lives, price, charge
-        self._clock, self._sleep = clock, sleep
+        self._allow, self._clock, self._sleep = allow, clock, sleep
         self._cancels: dict[str, asyncio.Event] = {}
         queue.carry(KIND, self._run, _AT_ONCE)
 
@@ -287,6 +292,8 @@ class Batches:
         attempt = 1
         while True:
             try:
+                if self._allow is not None:
+                    await self._allow(record.owner)
                 return await self.answerers[record.kind](record.kind, item.body, record.owner)
             except Exception as error:
                 if not isinstance(error, StudioloError):

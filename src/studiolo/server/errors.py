@@ -10,6 +10,7 @@ from typing import Any, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from studiolo.errors import ConflictError, NotFoundError, StudioloError, TooLargeError
 from studiolo.language.errors import (
@@ -38,6 +39,13 @@ class KeyRefusedError(AuthenticationError):
 
 class NotPermittedError(AuthenticationError):
     """The key is good, and may not do this (403)."""
+
+
+class SpentError(RateLimitError):
+    """The key has spent what it may for now (429). To ask again before the day or the month is over is in
+    vain."""
+
+    retry = False
 
 
 class NotBuiltError(UnsupportedError):
@@ -105,6 +113,8 @@ def told(error: BaseException) -> Told:
         return _of_validation(error)
     if isinstance(error, HTTPException):
         return _of_http(error)
+    if isinstance(error, ClientDisconnect):  # which nobody reads but who looks at the log
+        return Told(499, "the client went away", kind="cancelled")
     if isinstance(error, asyncio.CancelledError):
         return Told(503, "the server is stopping", remedy="Try again.", retry_after=1, kind="unavailable")
     return Told(500, "something went wrong in the server", remedy="Tell its operator the request id.")

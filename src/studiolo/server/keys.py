@@ -157,6 +157,12 @@ class KeyStore:
             raise NotFoundError("no key of this name", where=name, remedy="studiolo keys list")
         return _key(row)
 
+    def of(self, id: str) -> Key | None:  # noqa: A002
+        """The key of that id; None if it is none of ours."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(_keys).where(_keys.c.id == id)).one_or_none()
+        return None if row is None else _key(row)
+
     def limit(self, name: str, **limits: Any) -> Key:
         """Sets those limits that are named; None takes one away."""
         key = self.find(name)

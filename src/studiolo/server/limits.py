@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from studiolo.language.conversation import Usage
 from studiolo.language.errors import RateLimitError
 from studiolo.language.limits import Bucket, Clock, RealClock
-from studiolo.server.errors import KeyRefusedError
+from studiolo.server.errors import KeyRefusedError, SpentError
 from studiolo.server.keys import Entry, Key, KeyLimits, KeyStore, Spent, looks_like_one
 
 FRESH = 1.0
@@ -38,16 +39,22 @@ NOBODY = Caller(None, "loopback")
 
 @dataclass
 class _Meter:
-    """What a key has running and has left; `dollars` are those that the database did not yet know of when
-    `spent` was read."""
+    """What a key has running and has left; of the dollars that it `took` from this process, the database knew
+    `known` when `spent` was read."""
 
     limits: KeyLimits
     clock: Clock
     spent: Spent = field(default_factory=Spent)
-    dollars: float = 0.0
+    took: float = 0.0
+    known: float = 0.0
     running: int = 0
     requests: Bucket | None = None
     tokens: Bucket | None = None
+
+    @property
+    def dollars(self) -> float:
+        """Those that are not in `spent` yet."""
+        return self.took - self.known
 
     def set(self, limits: KeyLimits) -> None:
         if limits.requests_per_minute != self.limits.requests_per_minute or self.requests is None:
@@ -119,17 +126,31 @@ class Keys:
     async def spent(self, caller: Caller, model: str, usage: Usage, dollars: float) -> None:
         """Writes down what an answer took. It counts at once, and is on the disk soon after (see `flush`)."""
         if meter := self._meters.get(caller.key_id or ""):
-            meter.dollars += dollars
+            meter.took += dollars
         self.took(caller, usage)
         self._entries.append(Entry(caller.key_id or "", self.store.clock(), model, usage, dollars))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write())
+        self._begin_to_write()
 
     def took(self, caller: Caller, usage: Usage) -> None:
         """Counts tokens against those that the key may have a minute, and nothing else."""
         meter = self._meters.get(caller.key_id or "")
         if meter is not None and meter.tokens:
             meter.tokens.take(usage.total)
+
+    async def check_unattended(self, owner: str | None) -> None:
+        """Whether work that a key has asked for may go on while no request of its waits for that, such as
+        another item of a batch.
+
+        Raises:
+            KeyRefusedError: it has been revoked.
+            SpentError: it has spent what it may.
+        """
+        if owner is None:
+            return
+        key = await asyncio.to_thread(self.store.of, owner)
+        if key is None or key.revoked is not None:
+            raise KeyRefusedError("the API key that asked for this has been revoked")
+        self._refuse_if_spent(key, await self._metered(key))
 
     def charge_item(
         self, connection: sa.Connection, owner: str | None, model: str, usage: Usage, dollars: float
@@ -141,12 +162,17 @@ class Keys:
 
     async def flush(self) -> None:
         """Brings all that was spent to the disk now."""
+        self._begin_to_write()  # also what an earlier try has left
         self._hurry.set()
         try:
             while self._writing is not None and not self._writing.done():
-                await self._writing
+                await asyncio.shield(self._writing)  # which others wait for, too
         finally:
             self._hurry.clear()
+
+    def _begin_to_write(self) -> None:
+        if self._entries and (self._writing is None or self._writing.done()):
+            self._writing = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
         """What comes together within a moment goes in one transaction: a busy server would otherwise do
@@ -155,7 +181,11 @@ class Keys:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), GATHERED)
             entries, self._entries = self._entries, []
-            await asyncio.to_thread(self.store.record, entries)
+            try:
+                await asyncio.to_thread(self.store.record, entries)
+            except SQLAlchemyError:
+                self._entries = entries + self._entries  # for the next try
+                raise
 
     async def _checked(self, key: str) -> Key:
         known = self._known.get(key)
@@ -169,20 +199,25 @@ class Keys:
         return known.key
 
     async def _read(self, key: str) -> _Known:
-        await self.flush()  # so that what the database says of its spending is all of it
         found = await asyncio.to_thread(self.store.check, key)
         if found is None:
             self._known.pop(key, None)
             raise KeyRefusedError("this API key is not known here", remedy=_MAKE_ONE)
-        meter = self._meters.setdefault(found.id, _Meter(KeyLimits(), self._clock))
-        before = meter.dollars
-        meter.spent = await asyncio.to_thread(self.store.spent, found.id)
-        meter.dollars -= before
-        meter.set(found.limits)
+        await self._metered(found)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         known = self._known[key] = _Known(found, self._clock.now())
         return known
+
+    async def _metered(self, key: Key) -> _Meter:
+        """The meter of a key, by its limits and its account as they are now."""
+        meter = self._meters.setdefault(key.id, _Meter(KeyLimits(), self._clock))
+        await self.flush()  # so that what the database says of its spending is all of it
+        took = meter.took
+        spent = await asyncio.to_thread(self.store.spent, key.id)
+        meter.spent, meter.known = spent, took  # together: several requests may read them at once
+        meter.set(key.limits)
+        return meter
 
     def _refuse_if_spent(self, key: Key, meter: _Meter) -> None:
         day, month = key.limits.dollars_per_day, key.limits.dollars_per_month
@@ -225,8 +260,8 @@ def _refuse_if_too_fast(meter: _Meter) -> None:
             raise RateLimitError(f"this API key may have {per_minute:g} {what} a minute", retry_after=wait)
 
 
-def _spent(period: str, dollars: float, wait: timedelta) -> RateLimitError:
-    return RateLimitError(
+def _spent(period: str, dollars: float, wait: timedelta) -> SpentError:
+    return SpentError(
         f"this API key has spent what it may in a {period}, ${dollars:g}", retry_after=wait.total_seconds()
     )
 

@@ -69,7 +69,12 @@ def open_studio(
     room, queue = Room(), Queue(database, poll=poll)
     keys = Keys(KeyStore(database), needed=not settings.is_loopback)
     batches = Batches(
-        database, queue, room, price=lambda model: shelf.price_of(model), charge=keys.charge_item
+        database,
+        queue,
+        room,
+        price=lambda model: shelf.price_of(model),
+        charge=keys.charge_item,
+        allow=keys.check_unattended,
     )
     files = Uploads(
         database, settings.data / "files", largest=settings.largest_file, total=settings.all_files
