@@ -147,6 +147,37 @@ def test_there_are_not_too_many(serve, monkeypatch):
     assert client.responses.create(**ASKED).status == "queued"
 
 
+def test_a_cancel_that_comes_while_its_end_is_kept_changes_nothing():
+    async def main() -> None:
+        held = background.Background()
+        keeping, go, kept = asyncio.Event(), asyncio.Event(), []
+
+        async def made():
+            yield {"n": 1}
+
+        async def keep(events):
+            keeping.set()
+            await go.wait()
+            kept.extend(events)
+
+        run = held.begin("r", None, made=made, look=dict, broken=lambda _: [{"n": -1}], keep=keep)
+        reader = asyncio.create_task(_all(run.follow()))
+        await keeping.wait()
+        cancelling = asyncio.create_task(run.cancel())
+        await asyncio.sleep(0)
+        go.set()
+        await cancelling
+        async with asyncio.timeout(10):
+            assert await reader == kept == [{"n": 1}]
+        assert held.get("r", None) is None
+
+    asyncio.run(main())
+
+
+async def _all(events):
+    return [event async for event in events]
+
+
 def test_a_server_that_stops_says_so(studiolo_home):
     engine = Scripted(["Well", HOLD])
     with serving(studiolo_home, {"stub": engine}) as first:

@@ -25,12 +25,13 @@ log = logging.getLogger("studiolo.server")
 
 
 class Run:
-    """One answer that is being made. `events` are those so far; `owner` is the key that asked for it."""
+    """One answer that is being made. `events` are those so far, `owner` is the key that asked for it; while it
+    is `ending`, nothing ends it otherwise."""
 
     def __init__(self, owner: str | None, look: Callable[[], JSON]) -> None:
         self.owner, self._look = owner, look
         self.events: list[JSON] = []
-        self.ended = self.unwanted = False
+        self.ending = self.ended = self.unwanted = False
         self.task: asyncio.Task[None]
         self._more = asyncio.Condition()
 
@@ -63,11 +64,16 @@ class Run:
                     await self._more.wait()
 
     async def cancel(self) -> None:
-        """Ends it as unwanted, and waits until its end is kept."""
-        if not self.unwanted:
-            self.unwanted = True
-            self.task.cancel()
+        """Ends it as unwanted, if it has not just ended, and waits until its end is kept."""
+        self.unwanted = self.unwanted or not self.ending
+        self.stop()
         await asyncio.wait((self.task,))
+
+    def stop(self) -> None:
+        """Ends it, once: what keeps its end is not to be interrupted."""
+        if not self.ending:
+            self.ending = True
+            self.task.cancel()
 
 
 Made = Callable[[], AsyncGenerator[JSON]]
@@ -115,7 +121,7 @@ class Background:
         """Ends all of them."""
         runs = list(self._runs.values())
         for run in runs:
-            run.task.cancel()
+            run.stop()
         await asyncio.gather(*(run.task for run in runs), return_exceptions=True)
 
     async def _make(self, id_: str, run: Run, made: Made, broken: Broken, keep: Keep) -> None:
@@ -123,7 +129,9 @@ class Background:
             async with aclosing(made()) as events:
                 async for event in events:
                     await run.add(event)
+            run.ending = True
         except (Exception, asyncio.CancelledError) as error:  # whatever ended it, what is kept says so
+            run.ending = True
             for event in broken(None if run.unwanted else told_and_logged(error)):
                 await run.add(event)
         finally:
