@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, Request
-from serving import serving
+from serving import serving, waited
 
 from language.stub import Reply, StubEngine
 from studiolo.language.conversation import Request as Asked
@@ -135,6 +135,10 @@ def test_a_client_that_goes_away_ends_the_work(ask, through, head):
         connection.close()
         assert halt.ended.wait(10), "the engine works on for nobody"
         assert httpx.get(f"{server.url}/nothing").status_code == 404  # and the server goes on
+        path = head.partition(" ")[2]
+        status = 499 if through == 0 or head.startswith("POST") else 200
+        told = f'studiolo_requests_total{{dialect="",model="stub",route="{path}",status="{status}"}} 1.0'
+        waited(lambda: told in httpx.get(f"{server.url}/metrics").text)
     assert engine.cancelled == [ASKED]
     assert engine.running == 0
 
