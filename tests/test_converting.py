@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import studiolo
+from lessons import lesson, teach
 from studiolo.cli.main import app
 from studiolo.cli.merge import _split
 from studiolo.diffusion.adapters import AdapterSettings, adapter_state, inject, remove
@@ -72,6 +73,23 @@ def test_an_adapter_opens_on_its_base(rex, base, studiolo_home):
 
 def read_words(folder):
     return {0: load_file(folder / "learned_embeds.safetensors")}
+
+
+def test_an_adapter_that_leaves_no_layer_out_of_a_base_that_does(tmp_path):
+    components = tiny_components().skipping(1)
+    base = save_components(components, tmp_path / "base")
+    save_adapter(Adapter(state_of(components)), tmp_path / "rex")
+    card = {"name": "rex", "base": {"name": str(base)}, "recipe": {"clip_skip": 0}}
+    (tmp_path / "rex" / "studiolo.json").write_text(json.dumps(card))
+    assert open_components(base).family.clip_skip == 1
+    assert open_components(tmp_path / "rex").family.clip_skip == 0
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_sizes_are_known_without_the_weights(family, tmp_path):
+    components = TINY[family]()
+    folder = save_components(components, tmp_path / "model")
+    assert native_size(folder) == (components.image_size, components.size_unit)
 
 
 def test_an_adapter_on_another_base_than_its_own_is_refused(rex, base, tmp_path):
@@ -180,6 +198,17 @@ def test_whom_the_parts_know_the_whole_knows(rex, base, tmp_path):
     assert [subject["name"] for subject in ref.card["subjects"]] == ["rex"]
 
 
+def test_each_of_several_subjects_keeps_its_name(base, tmp_path):
+    images = lesson(tmp_path / "lesson")["images"]
+    for name, word in {"rex": "wug", "tom": "blick"}.items():
+        teach({"images": images, "base": base}, tmp_path / name, steps=1, adapter={"kind": "lora"},
+              identifier=word)  # fmt: skip
+    studiolo.merge([base, tmp_path / "rex" / "model", tmp_path / "tom" / "model"], tmp_path / "whole")
+    model = ImageModel.load(tmp_path / "whole")
+    assert model.identifiers == {"rex": "wug", "tom": "blick"}
+    assert model.request("a [rex] fox and a [tom] fox").prompt == "a wug fox and a blick fox"
+
+
 def test_two_adapters_with_one_word_are_refused(rex, base, tmp_path):
     with pytest.raises(StudioloError, match="learned the word 'wug'"):
         studiolo.merge([base, rex, rex], tmp_path / "whole")
@@ -194,6 +223,8 @@ def test_two_adapters_with_one_word_are_refused(rex, base, tmp_path):
         ([("base", 0.5), "rex"], {}, "base has the weight 0.5"),
         ([("base", 0.5), ("base", 0.6)], {}, "make 1.1"),
         ([("base", 0.5), "base"], {}, "some have none"),
+        ([("base", float("nan")), ("base", 0.5)], {}, "nan is no weight"),
+        (["base", ("rex", float("inf"))], {}, "inf is no weight"),
         (["base", "base", "base"], {"minus": "base"}, "of whole models"),
         (["base", "rex"], {"minus": "base"}, "of whole models"),
         (["base", "base"], {"dtype": "float8"}, "no dtype 'float8'"),

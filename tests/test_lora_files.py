@@ -236,6 +236,9 @@ def test_older_names_of_diffusers_are_read(tmp_path, name):
         ({"unet.mid.lora_A.weight": 1}, "do not fit together"),
         ({"lora_other_mid.lora_down.weight": 1}, "no part"),
         ({"lora_unet_mid.alpha": 1, "lora_unet_mid.lora_up.weight": 1}, "only a part"),
+        ({"lora_unet_input_blocks.lora_down.weight": 1}, "no layer input_blocks"),
+        ({"lora_unet_input_blocks_x_1_proj_in.lora_down.weight": 1}, "no layer input_blocks_x"),
+        ({"lora_unet_middle_block_7_proj_in.lora_down.weight": 1}, "no layer middle_block_7"),
     ],
 )
 def test_other_adapters_are_refused_by_name(tmp_path, tensors, told):

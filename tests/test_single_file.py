@@ -283,6 +283,16 @@ def test_metadata_that_ask_for_too_much_are_told(tmp_path, change):
     assert caught.value.where == str(bad)
 
 
+@pytest.mark.parametrize("change", [{"configs": []}, {"tokenizers": 7}, {"scheduler": None}, {"family": []}])
+def test_metadata_of_another_form_are_told(tmp_path, change):
+    file = write_single_file(tiny_components(), tmp_path / "a.safetensors")
+    told = json.loads(read_metadata(file)["studiolo.model"]) | change
+    bad = write_tensors(tmp_path / "b.safetensors", load_file(file), {"studiolo.model": json.dumps(told)})
+    with pytest.raises(StudioloError) as caught:
+        open_components(bad)
+    assert caught.value.where == str(bad)
+
+
 def test_a_killed_write_leaves_nothing(tmp_path):
     def stop(*progress: object) -> None:
         raise KeyboardInterrupt

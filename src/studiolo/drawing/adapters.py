@@ -80,12 +80,13 @@ def mount(components: Components, name_or_path: str | Path, weight: float = 1.0)
 
 
 def identifiers_of(name: str, card: Mapping[str, Any]) -> dict[str, str]:
-    """The words for the subjects of a model, by the subjects' names; a single one goes by the model's."""
+    """The words for the subjects of a model, by the subjects' names; one without a name of its own ("V") goes
+    by the model's."""
     subjects = [one for one in card.get("subjects") or [] if one.get("identifier")]
-    if len(subjects) > 1:
-        return {str(one["name"]): str(one["identifier"]) for one in subjects}
-    word = card.get("identifier") or (subjects[0]["identifier"] if subjects else None)
-    return {name: str(word)} if word else {}
+    if not subjects:
+        return {name: str(card["identifier"])} if card.get("identifier") else {}
+    alone = len(subjects) == 1 and subjects[0].get("name") in (None, "V")
+    return {name if alone else str(one["name"]): str(one["identifier"]) for one in subjects}
 
 
 def _hash(folder: Path) -> str:

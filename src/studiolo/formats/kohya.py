@@ -132,7 +132,12 @@ def _dotted(flat: str) -> str:
     """ "down_blocks_0_attentions_1" -> "down_blocks.0.attentions.1"."""
     words = _COMPOUND.sub(lambda found: found[0].replace("_", "\0"), flat)
     dotted = words.replace("_", ".").replace("\0", "_")
-    return _diffusers(dotted) if dotted.startswith(("input_", "output_", "middle_", *_ENDS)) else dotted
+    if not dotted.startswith(("input_", "output_", "middle_", *_ENDS)):
+        return dotted
+    try:
+        return _diffusers(dotted)
+    except (KeyError, ValueError) as error:
+        raise StudioloError(f"a U-Net has no layer {flat}", remedy="Give another.") from error
 
 
 def _diffusers(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def merge(
 
 def _weighted(model: Weighted) -> tuple[Source, float | None]:
     path, weight = model if isinstance(model, tuple) else (model, None)
+    if weight is not None and not math.isfinite(weight):
+        raise StudioloError(f"{weight} is no weight", where=path, remedy="Use a number, such as 0.8.")
     return find(path), weight
 
 

@@ -51,8 +51,8 @@ def native_size(model: str | Path | ModelRef) -> tuple[int, int]:
             if (ref.path / part).is_dir()
         }
     denoiser = configs.get("unet") or configs["transformer"]
-    unit = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    return denoiser["sample_size"] * unit, unit
+    cell = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    return denoiser["sample_size"] * cell, cell * denoiser.get("patch_size", 1)
 
 
 def is_adapter(ref: ModelRef) -> bool:
@@ -87,19 +87,22 @@ def _on_its_base(ref: ModelRef, dtype: torch.dtype, deepest: int) -> Components:
             f"studiolo merge {base.name} {ref.path} --out MODEL",
         )
     adapter.put_on(components)
-    recipe = ref.card.get("recipe") or {}
-    if skipped := recipe.get("clip_skip"):
+    skipped = (ref.card.get("recipe") or {}).get("clip_skip")
+    if skipped is not None:  # 0, too: the base may leave layers out
         components.family = replace(components.family, clip_skip=skipped)  # type: ignore[type-var]
     return components.to(dtype=dtype)
 
 
 def base_of(ref: ModelRef) -> ModelRef:
-    """The model that an adapter is put on, as its card names it; by its path where it has no name here."""
+    """The model that an adapter is put on; see `base_place`."""
+    return resolve(base_place(ref))
+
+
+def base_place(ref: ModelRef) -> str | Path:
+    """The model that `ref` was taught on, as its card names it; by its path where it has no name here."""
     name, path = (ref.card.get("base") or {}).get("name"), ref.card.get("base_path")
     if isinstance(path, str) and Path(path).exists():
-        return resolve(Path(path))
+        return Path(path)
     if not isinstance(name, str):
-        raise StudioloError(
-            "the card of this adapter names no base", where=ref.path, remedy="Export it again."
-        )
-    return resolve(name)
+        raise StudioloError("its card names no base", where=ref.path, remedy="Export it again.")
+    return name

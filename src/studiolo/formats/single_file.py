@@ -29,6 +29,9 @@ from studiolo.models.registry import CARD_KEY
 DESCRIPTION_KEY = "studiolo.model"
 _TOKENIZER_JSON = "tokenizer.json"
 _MOST_LAYERS, _LARGEST = 256, 1 << 20
+_UNREADABLE = (
+    *(KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, StrictDataclassError),
+)
 _PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 
 
@@ -48,7 +51,7 @@ def read_single_file(file: str | Path, dtype: torch.dtype | None = torch.float32
         components = _build(describe(file, tensors), tensors, dtype)
     except StudioloError as error:
         raise StudioloError(error.message, where=error.where or file, remedy=error.remedy) from error
-    except (KeyError, ValueError, TypeError, IndexError, RuntimeError, StrictDataclassError) as error:
+    except _UNREADABLE as error:
         raise StudioloError(
             f"not a model that can be read: {type(error).__name__}: {error}",
             where=file,
@@ -150,7 +153,7 @@ def _build(told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Co
         text_encoders=tuple(_from_file(part, told, tensors, dtype) for part in encoders),
         vae=_from_file("vae", told, tensors, dtype),
         denoiser=_from_file("unet", told, tensors, dtype),
-        scheduler_config=told.scheduler,
+        scheduler_config=dict(told.scheduler),
         family=FAMILIES[told.family](**told.settings),
     )
 

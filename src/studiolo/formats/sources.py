@@ -49,14 +49,15 @@ class Source:
         return told | {"sha256": {str(file.relative_to(self.ref.path)): sha256_file(file) for file in files}}
 
     def subjects(self) -> list[dict[str, Any]]:
-        """Whom it was taught: name, class noun and identifier of each."""
+        """Whom it was taught: name, class noun and identifier of each; one without a name of its own
+        ("V") goes by the source's, as in drawing."""
         card = self.ref.card
-        alone = {
-            "name": card.get("name"),
-            "class_noun": card.get("class_noun"),
-            "identifier": card.get("identifier"),
-        }
-        return list(card.get("subjects") or ([alone] if card.get("class_noun") else []))
+        subjects = [
+            {key: one.get(key) for key in ("name", "class_noun", "identifier")}
+            for one in card.get("subjects") or [card]
+            if one.get("class_noun")
+        ]
+        return [one | {"name": self.ref.name} if one["name"] in (None, "V") else one for one in subjects]
 
 
 def find(name_or_path: str | Path) -> Source:
@@ -66,10 +67,8 @@ def find(name_or_path: str | Path) -> Source:
         StudioloError: nothing does, or it cannot be read.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_file() and path.suffix.lower() in SINGLE_FILES | {".bin"}:
-        ref = resolve(path) if path.suffix.lower() in SINGLE_FILES else ModelRef(path.stem, path, "file")
-    else:
-        ref = resolve(name_or_path)
+    is_weights = path.is_file() and path.suffix.lower() in SINGLE_FILES
+    ref = resolve(path if is_weights else name_or_path)
     if ref.path.is_file():
         return Source(ref, _kind_of_file(ref.path))
     return Source(ref, "adapter" if is_adapter(ref) else "model")
