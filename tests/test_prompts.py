@@ -32,6 +32,8 @@ def test_a_file_of_prompts(tmp_path):
         ("a dog --seed x", "--seed 'x' is not a whole number"),
         ("a dog --seed", "--seed '' is not"),
         ("a dog --n 0", "at least 1"),
+        ("a dog --n 9999999999", "at most 10000"),
+        ("a dog --seed 4294967296", "at most 4294967295"),
         ("a dog --seed -1", "at least 0"),
         ("a dog --seed ²", "whole number"),
         ('a dog --negative "snow', "No closing quotation"),

@@ -9,6 +9,7 @@ import typer
 
 from studiolo.cli.progress import drawing_bar
 from studiolo.diffusion.sampler_settings import NAMES, SamplerSettings
+from studiolo.drawing.prompts import MOST_PICTURES
 from studiolo.errors import StudioloError
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def generate(
             help="Put a taught adapter, or a file of LoRA, on the model; may be repeated.",
         ),
     ] = None,
-    n: Annotated[int, typer.Option("-n", "--n", min=1, max=10_000, help="Pictures of each prompt.")] = 1,
+    n: Annotated[
+        int, typer.Option("-n", "--n", min=1, max=MOST_PICTURES, help="Pictures of each prompt.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Picture i starts from the noise of seed + i.")] = 0,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What to keep away from.")] = "",
     sampler: Annotated[str, typer.Option(help=f"{', '.join(NAMES[:-1])} or {NAMES[-1]}.")] = "ddim",

@@ -12,6 +12,8 @@ from pathlib import Path
 from studiolo.errors import StudioloError
 
 PLACEHOLDER = "[V]"
+MOST_PICTURES = 10_000
+"""Of one prompt."""
 _MAX_BYTES = 1 << 20
 
 
@@ -114,19 +116,19 @@ def parse_line(line: str, where: str) -> PromptLine:
         options[name[2:]] = value if separator else next(words, "")
     return PromptLine(
         prompt.strip(),
-        n=_whole_number(options, "n", 1, where),
-        seed=_whole_number(options, "seed", 0, where),
+        n=_whole_number(options, "n", 1, MOST_PICTURES, where),
+        seed=_whole_number(options, "seed", 0, 2**32 - 1, where),
         negative=options.get("negative"),
     )
 
 
-def _whole_number(options: dict[str, str], name: str, least: int, where: str) -> int | None:
+def _whole_number(options: dict[str, str], name: str, least: int, most: int, where: str) -> int | None:
     if name not in options:
         return None
     text = options[name]
-    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or int(text) < least:
+    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or not least <= int(text) <= most:
         raise StudioloError(
-            f"--{name} {text!r} is not a whole number of at least {least}",
+            f"--{name} {text!r} is not a whole number of at least {least} and at most {most}",
             where=where,
             remedy=f"Write --{name} 4.",
         )
