@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from studiolo.cli.options import chosen_recipe
 from studiolo.errors import StudioloError
 
 app = typer.Typer(help="Benchmarks that others publish figures of.", no_args_is_help=True)
@@ -74,14 +75,11 @@ def dreambooth(
     import torch
 
     from studiolo.diffusion.sampling import SamplerSettings
-    from studiolo.dreambooth.recipe import Recipe
     from studiolo.dreambooth.trainer import Interrupted
     from studiolo.evaluation.bench import Bench, find_subjects, run_bench
     from studiolo.evaluation.published import load_judges
 
-    chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
-    if base is not None:
-        chosen = chosen.with_values({"base": base})
+    chosen = chosen_recipe(recipe, settings, base=base)
     found = find_subjects(data, subjects.split(",") if subjects else (), _pairs(classes, "--class dog9=dog"))
     bench = Bench(
         data,

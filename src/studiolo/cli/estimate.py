@@ -8,50 +8,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from studiolo.cli.options import ClassNoun, Images, Settings, check_taught, chosen_recipe
+
 if TYPE_CHECKING:
     from studiolo.dreambooth.estimate import Estimate
 
 
 def estimate(
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Images of the subject, or folders of them.", show_default=False),
-    ] = None,
-    class_noun: Annotated[
-        str | None, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
-    ] = None,
+    images: Images = None,
+    class_noun: ClassNoun = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Start from this model; else the recipe's.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in YAML.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting. Repeatable.")
-    ] = None,
+    settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what memory and time a training will take, as `studiolo train` with the same words would.
 
     studiolo estimate photos/ --class fox --set steps=400
 
-    One step and one batch of class images are done for it; these images stay in the cache. With code 3 it
-    would not fit into the memory.
+    One step and one batch of class images or predictions are done for it; these stay in the cache. With
+    code 3 it would not fit into the memory.
     """
     from studiolo.dreambooth.estimate import estimate as measured
-    from studiolo.dreambooth.recipe import Recipe
-    from studiolo.errors import StudioloError
 
-    chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
-    given = {
-        "images": [str(path.absolute()) for path in images or []],
-        "class_noun": class_noun,
-        "base": base,
-    }
-    chosen = chosen.with_values({key: value for key, value in given.items() if value})
-    if not chosen.subjects and not (chosen.images and chosen.class_noun):
-        raise StudioloError(
-            "to be given: images of the subject and the class noun",
-            remedy="studiolo estimate IMAGES --class fox",
-        )
+    chosen = chosen_recipe(recipe, settings, images, class_noun, base)
+    check_taught(chosen, "studiolo estimate IMAGES --class fox")
     found = measured(chosen)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else _text(found))
     if not found.fits:

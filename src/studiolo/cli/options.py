@@ -1,11 +1,16 @@
-"""Options that `ask`, `chat` and the like have in common."""
+"""Options that several commands have in common: those that talk (`ask`, `chat`), those that teach."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from studiolo.errors import StudioloError
+
+if TYPE_CHECKING:
+    from studiolo.dreambooth.recipe import Recipe
 
 Model = Annotated[str, typer.Option(help="A name; see `studiolo models list`.")]
 System = Annotated[str | None, typer.Option(help="What the model is to be and to mind.")]
@@ -43,3 +48,45 @@ Reuse = Annotated[
         help="Answer as an earlier question of the same meaning was; try 0.9.",
     ),
 ]
+
+Images = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Images of the subject, or folders of them: 3 to 10 suffice.", show_default=False),
+]
+ClassNoun = Annotated[
+    str | None, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="One setting: steps=200, class_images.count=32. Repeatable."
+    ),
+]
+
+
+def chosen_recipe(
+    file: Path | None,
+    settings: list[str] | None,
+    images: list[Path] | None = None,
+    class_noun: str | None = None,
+    base: str | None = None,
+) -> Recipe:
+    """The recipe in `file` (else the default one), with what a command's options put above it.
+
+    Raises StudioloError for a file that cannot be read, and for settings that no recipe has.
+    """
+    from studiolo.dreambooth.recipe import Recipe
+
+    chosen = (Recipe.from_yaml(file) if file else Recipe()).with_settings(settings or [])
+    given = {
+        "images": [str(path.absolute()) for path in images or []],
+        "class_noun": class_noun,
+        "base": base,
+    }
+    return chosen.with_values({key: value for key, value in given.items() if value})
+
+
+def check_taught(recipe: Recipe, example: str) -> None:
+    """StudioloError unless the recipe says what is to be taught; `example` is the command as it might be."""
+    if not recipe.subjects and not (recipe.images and recipe.class_noun):
+        raise StudioloError("to be given: images of the subject and the class noun", remedy=example)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from studiolo.cli.options import ClassNoun, Images, Settings, check_taught, chosen_recipe
+
 
 class Method(StrEnum):
     grid = "grid"
@@ -16,13 +18,8 @@ class Method(StrEnum):
 
 
 def sweep(
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Images of the subject, or folders of them.", show_default=False),
-    ] = None,
-    class_noun: Annotated[
-        str | None, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
-    ] = None,
+    images: Images = None,
+    class_noun: ClassNoun = None,
     params: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,9 +41,7 @@ def sweep(
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="What all trials share, in YAML.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One shared setting. Repeatable.")
-    ] = None,
+    settings: Settings = None,
     seed: Annotated[int, typer.Option(help="Of the search; that of the trainings is a setting.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("sweep"),
 ) -> None:
@@ -56,24 +51,13 @@ def sweep(
 
     The same command goes on where it was stopped, and several at the same time share the work.
     """
-    from studiolo.dreambooth.recipe import Recipe
     from studiolo.dreambooth.trainer import Interrupted
     from studiolo.errors import StudioloError
     from studiolo.evaluation.space import FORMS, parse_parameter
     from studiolo.evaluation.sweep import Sweep
 
-    chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
-    given = {
-        "images": [str(path.absolute()) for path in images or []],
-        "class_noun": class_noun,
-        "base": base,
-    }
-    chosen = chosen.with_values({key: value for key, value in given.items() if value})
-    if not (chosen.images and chosen.class_noun):
-        raise StudioloError(
-            "to be given: images of the subject and the class noun",
-            remedy="studiolo sweep IMAGES --class fox --param steps=100,200,400 --method grid",
-        )
+    chosen = chosen_recipe(recipe, settings, images, class_noun, base)
+    check_taught(chosen, "studiolo sweep IMAGES --class fox --param steps=100,200,400 --method grid")
     if not params:
         raise StudioloError("nothing to try", where="--param", remedy=FORMS)
     search = Sweep(
@@ -91,4 +75,5 @@ def sweep(
         typer.echo(f"\n{stopped.message}. The same command goes on from here.", err=True)
         raise typer.Exit(128 + stopped.signum) from None
     typer.echo(board.text(), nl=False)
-    typer.echo(f"Best recipe: {out / 'best.yaml'}  Leaderboard: {out / 'leaderboard.html'}")
+    best = f"Best recipe: {out / 'best.yaml'}  " if board.best else ""
+    typer.echo(f"{best}Leaderboard: {out / 'leaderboard.html'}")

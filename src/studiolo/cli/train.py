@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from studiolo.cli.options import ClassNoun, Images, Settings, chosen_recipe
 from studiolo.errors import StudioloError
 
 Text = str | None
@@ -14,15 +15,8 @@ Folder = Path | None
 
 
 def train(
-    images: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Images of the subject, or folders of them: 3 to 10 suffice.", show_default=False
-        ),
-    ] = None,
-    class_noun: Annotated[
-        Text, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
-    ] = None,
+    images: Images = None,
+    class_noun: ClassNoun = None,
     name: Annotated[Text, typer.Option(metavar="NAME", help="A name for the taught model.")] = None,
     subjects: Annotated[
         list[str] | None,
@@ -39,12 +33,7 @@ def train(
     recipe: Annotated[
         Folder, typer.Option(metavar="FILE", help="Settings in YAML; options here stand above them.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="One setting: steps=200, class_images.count=32. Repeatable."
-        ),
-    ] = None,
+    settings: Settings = None,
     identifier: Annotated[
         Text, typer.Option(metavar="TOKEN", help="The word for the subject; else a rare one is found.")
     ] = None,
@@ -70,15 +59,15 @@ def train(
     Ctrl-C and SIGTERM finish the step and save it; `--resume RUN` goes on as if nothing had happened, after
     a crash from the last checkpoint.
     """
-    from studiolo.dreambooth.recipe import Recipe
-
     if defaults:
+        from studiolo.dreambooth.recipe import Recipe
+
         typer.echo(Recipe().to_yaml(), nl=False)
         return
     from studiolo.dreambooth.trainer import Interrupted
     from studiolo.evaluation import training
 
-    chosen = (Recipe.from_yaml(recipe) if recipe else Recipe()).with_settings(settings or [])
+    chosen = chosen_recipe(recipe, settings)
     if subjects:
         chosen = chosen.with_values({"subjects": [_subject(text) for text in subjects]})
     if identifier is not None:

@@ -33,9 +33,6 @@ class Conditioning:
         """Those rows, in that order."""
         return self.map(lambda tensor: tensor[rows])
 
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        return self.map(lambda tensor: tensor.to(device=device, dtype=dtype))
-
     def sized(self, sizes: torch.Tensor | None) -> Conditioning:
         """The same with `sizes` [B, 6], or [6] for all alike."""
         if sizes is not None:

@@ -64,8 +64,15 @@ class Family(Protocol):
         ...
 
 
+class _OfClip:
+    """What the families have in common whose text encoders are all CLIP's."""
+
+    def lengths(self, tokenizers: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(tokenizer.model_max_length for tokenizer in tokenizers)
+
+
 @dataclass(frozen=True)
-class StableDiffusion:
+class StableDiffusion(_OfClip):
     """Stable Diffusion 1.x and 2.x (Rombach et al. 2022): one CLIP text encoder, a U-Net.
 
     2.x reads the last but one layer of OpenCLIP: its published text encoder has lost its last layer already.
@@ -79,9 +86,6 @@ class StableDiffusion:
 
     clip_skip: int = 0
     zero_empty: bool = False
-
-    def lengths(self, tokenizers: Sequence[Any]) -> tuple[int, ...]:
-        return tuple(tokenizer.model_max_length for tokenizer in tokenizers)
 
     def encode(self, text_encoders: Iterable[Any], ids: Sequence[torch.Tensor]) -> Conditioning:
         (encoder,) = text_encoders
@@ -104,7 +108,7 @@ class StableDiffusion:
 
 
 @dataclass(frozen=True)
-class StableDiffusionXL:
+class StableDiffusionXL(_OfClip):
     """Stable Diffusion XL (Podell et al. 2023): two CLIP text encoders, a U-Net that is told of sizes.
 
     The last but one states of both encoders stand beside each other without a norm; the pooled vector is
@@ -119,9 +123,6 @@ class StableDiffusionXL:
 
     clip_skip: int = 0
     zero_empty: bool = True
-
-    def lengths(self, tokenizers: Sequence[Any]) -> tuple[int, ...]:
-        return tuple(tokenizer.model_max_length for tokenizer in tokenizers)
 
     def encode(self, text_encoders: Iterable[Any], ids: Sequence[torch.Tensor]) -> Conditioning:
         tokens, pooled = _penultimate(text_encoders, ids, self.clip_skip)

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from studiolo.diffusion.components import Components
-from studiolo.dreambooth.metrics import peak_memory_mb
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
 
@@ -98,11 +97,6 @@ def available_memory(device: torch.device) -> float:
         free, _ = torch.cuda.mem_get_info(device)
         return free / _MIB + torch.cuda.memory_reserved(device) / _MIB
     return psutil.virtual_memory().available / _MIB + held_memory(device)
-
-
-def used_memory() -> float:
-    """MiB at the worst moment so far, on the same scale."""
-    return peak_memory_mb()
 
 
 def _bytes(modules: Iterable[torch.nn.Module]) -> float:
