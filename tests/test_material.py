@@ -11,6 +11,7 @@ from PIL import Image
 
 from lessons import QUICK, losses, rows, same_weights, teach
 from studiolo.drawing.model import ImageModel
+from studiolo.dreambooth import callbacks
 from studiolo.dreambooth.examples import ExampleSet
 from studiolo.dreambooth.material import Interleaved
 from studiolo.dreambooth.progress import Display
@@ -84,6 +85,20 @@ def test_two_subjects_in_one_run(folder, tmp_path):
     assert ImageModel.load("pets").fingerprint == model.fingerprint
     with pytest.raises(StudioloError, match=r"\[V\]"):
         model.generate("a [V] fox", steps=1)
+
+
+def test_previews_show_several_subjects_in_one_picture(folder, tmp_path):
+    previews = {"every": 1, "steps": 1, "prompts": "a [fox] fox and a [dog] dog"}
+    settings = QUICK | {"steps": 1, "previews": previews}
+    seen, draw = [], callbacks.generate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "generate", lambda c, texts, *a: seen.extend(texts) or draw(c, texts, *a))
+        model = train(
+            name="pets", base=folder / "model", out=tmp_path / "run", display=Display.silent(),
+            subjects=two(folder), **settings,
+        )  # fmt: skip
+    words = model.identifiers
+    assert set(seen) == {f"a {words['fox']} fox and a {words['dog']} dog"}
 
 
 def test_subjects_repeat_from_their_recipe_alone(folder, tmp_path):

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import studiolo
 from lessons import QUICK
 from studiolo.cli.main import app
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.trainer import train
 from studiolo.errors import StudioloError
+from studiolo.evaluation import exam
 from studiolo.evaluation.learned import learned_subjects, training_images
 from studiolo.evaluation.mixing import Mixing, score_apart
 from tiny import tiny_folder
@@ -96,6 +98,8 @@ def test_the_command_line_shows_all_or_one(pets, tmp_path):
     whole = CliRunner().invoke(app, base)
     assert whole.exit_code == 0, whole.output
     assert "kept apart" in whole.output
+    whose = CliRunner().invoke(app, [*base, "--images", str(pets.parent / "dog")])
+    assert "--subject NAME" in str(whose.exception)
     one = CliRunner().invoke(app, [*base, "--subject", "dog"])
     assert one.exit_code == 0, one.output
     assert "kept apart" not in one.output
@@ -108,3 +112,47 @@ def test_the_wrong_subject_is_told(pets, name, told):
     with pytest.raises(StudioloError, match=told) as error:
         training_images(ImageModel.load(pets), subject=name)
     assert "fox, dog" in error.value.remedy
+
+
+def test_each_subject_is_asked_for_by_all_of_its_words(pets, tmp_path):
+    subjects = [
+        {"name": name, "images": [str(pets.parent / name)], "class_noun": name} for name in ("fox", "dog")
+    ]
+    model = train(
+        name="words", base=pets.parent / "model", out=tmp_path / "run", display=Display.silent(),
+        subjects=subjects, **QUICK | {"steps": 1, "token_vectors": 2},
+    )  # fmt: skip
+    learned = {one.name: one.identifier for one in learned_subjects(model)}
+    assert learned == model.identifiers
+    assert all(len(words.split()) == 2 for words in learned.values())
+
+
+def test_the_only_one_of_subjects_has_all_images(pets, tmp_path):
+    model = train(
+        name="alone", base=pets.parent / "model", out=tmp_path / "run", display=Display.silent(),
+        subjects=[{"name": "rex", "images": [str(pets.parent / "dog")], "class_noun": "dog"}],
+        **QUICK | {"steps": 1},
+    )  # fmt: skip
+    (one,) = learned_subjects(model)
+    assert (one.name, len(one.hashes)) == ("rex", 1)
+    assert len(training_images(model)) == 1
+    words = model.identifier
+    for name in ("rex", "V"):
+        assert model.request(f"a [{name}] dog").prompt == f"a {words} dog"
+
+
+def test_the_only_one_of_subjects_is_scored_by_its_own_noun_and_word(pets, tmp_path):
+    seen, draw = [], exam.generate
+
+    def generate(components, texts, *rest, **named):
+        seen.extend(texts)
+        return draw(components, texts, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exam, "generate", generate)
+        model = studiolo.train(
+            name="scored", base=pets.parent / "model", out=tmp_path / "run", display=Display.silent(),
+            subjects=[{"name": "rex", "images": [str(pets.parent / "dog")], "class_noun": "dog"}],
+            **QUICK | {"steps": 1, "scores": {"every": 1, "n": 1, "contexts": 1, "steps": 1}},
+        )  # fmt: skip
+    assert set(seen) == {f"a photo of {model.identifier} dog on the moon", "a photo of a dog on the moon"}

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 from typer.testing import CliRunner
 
+import studiolo
 from lessons import lesson, teach
 from studiolo.base.vocabulary import BACKGROUNDS, NOUNS
 from studiolo.cli.main import app
@@ -29,6 +30,7 @@ from studiolo.evaluation.demo import demo
 from studiolo.evaluation.embedders import load_embedder
 from studiolo.evaluation.exam import CONTEXTS, UNRELATED, Exam
 from studiolo.evaluation.eye import EYE_FOLDER, shipped_eye
+from studiolo.evaluation.learned import training_images
 from studiolo.evaluation.portfolio import Portfolio
 from studiolo.evaluation.report import MEANINGS
 from studiolo.evaluation.scores import Judge, score
@@ -230,6 +232,46 @@ def test_changed_training_images_are_refused(taught, tmp_path):
         score(taught["model"], images=moved)
     with pytest.raises(StudioloError, match="cannot be read"):
         score(taught["model"], images=tmp_path / "nowhere")
+
+
+def test_images_that_were_not_learned_from_are_not_compared_with(taught, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(taught["images"], moved)
+    noise(1, 7, 40)[0].save(moved / "9.png")
+    found = training_images(taught["model"], moved)
+    assert [image.tobytes() for image in found] == [
+        Image.open(path).tobytes() for path in sorted(taught["images"].iterdir())
+    ]
+
+
+@with_eye
+def test_the_base_is_found_where_it_was_when_it_was_taught(taught, tmp_path, monkeypatch):
+    """It was given as a folder, by a path that is right from one place alone."""
+    monkeypatch.chdir(Path(taught["base"]).parent)
+    teach({"images": taught["images"], "base": "model"}, tmp_path / "run", steps=1)
+    teach({"images": taught["images"], "base": "model"}, tmp_path / "lora", steps=1,
+          adapter={"kind": "lora"})  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for run in ("run", "lora"):
+        found = score(tmp_path / run, n=1, steps=1)
+        assert found.facts["base_fingerprint"] == ImageModel.load(taught["base"]).fingerprint
+
+
+@with_eye
+def test_a_merged_model_is_scored_with_what_its_card_does_not_say(taught, tmp_path):
+    teach(taught_from(taught), tmp_path / "lora", steps=1, adapter={"kind": "lora"}, identifier="qqx")
+    studiolo.merge([taught["base"], tmp_path / "lora" / "model"], tmp_path / "merged")
+    with pytest.raises(StudioloError, match="--images DIR"):
+        score(tmp_path / "merged", n=1, steps=1)
+    with pytest.raises(StudioloError, match="--baseline MODEL"):
+        score(tmp_path / "merged", n=1, steps=1, images=taught["images"])
+    found = score(tmp_path / "merged", n=1, steps=1, images=taught["images"], baseline=taught["base"])
+    assert (found.facts["class_noun"], found.facts["identifier"]) == ("fox", "qqx")
+    assert found.facts["training_images"] == 3
+
+
+def taught_from(taught) -> dict:
+    return {"images": taught["images"], "base": taught["base"]}
 
 
 @with_eye

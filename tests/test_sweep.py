@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,12 @@ def test_settings_that_cannot_be_are_refused_before_and_during(given, tmp_path, 
         search(given, tmp_path / "a", "steps=0..5", trials=2).run()
     with pytest.raises(StudioloError, match="how many"):
         search(given, tmp_path / "a", "steps=1..5").run()
+    for parameters in (("scores.export=best,last",), ("steps=1,2",)):
+        last = search(given, tmp_path / "a", *parameters, method="grid")
+        if parameters == ("steps=1,2",):
+            last = replace(last, recipe=last.recipe.with_values({"scores": {"export": "last"}}))
+        with pytest.raises(StudioloError, match="by their best step"):
+            last.run()
     assert not (tmp_path / "a").exists()
 
     def refuse(self, trial, folder):
@@ -200,3 +207,16 @@ def test_a_trial_that_another_process_does_is_left_to_it(given, tmp_path, monkey
     mine[1].release()  # as when its process dies
     last = search(given, tmp_path / "out", "learning_rate=1e-3,1e-2", method="grid").run()
     assert sorted(trial.params["learning_rate"] for trial in last.done) == ["1e-2", "1e-3"]
+
+
+def test_a_sweep_in_which_nothing_could_be_trained_names_no_best(given, tmp_path, monkeypatch):
+    def refuse(self, trial, folder):
+        raise StudioloError("no such luck")
+
+    monkeypatch.setattr(Sweep, "_train", refuse)
+    arguments = ["sweep", str(given["images"]), "--class", "fox", "--base", str(given["base"])]
+    arguments += ["--param", "steps=1,2", "--method", "grid", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "refused: no such luck" in done.stdout
+    assert "best.yaml" not in done.stdout

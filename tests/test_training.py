@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from lessons import lesson, losses, rows, same_weights, teach
 from studiolo.drawing.model import ImageModel
@@ -255,8 +257,6 @@ def test_without_prior_no_class_image_is_made(given, tmp_path, studiolo_home):
 
 
 def test_images_in_memory_are_kept_with_the_run(given, tmp_path):
-    from PIL import Image
-
     pictures = [Image.open(path) for path in sorted(given["images"].iterdir())]
     teach({"images": pictures, "base": given["base"]}, tmp_path / "run", steps=1)
     assert sorted(path.name for path in (tmp_path / "run" / "images").iterdir()) == [
@@ -264,6 +264,28 @@ def test_images_in_memory_are_kept_with_the_run(given, tmp_path):
         "001.png",
         "002.png",
     ]
+
+
+def test_a_run_that_began_elsewhere_goes_on_from_anywhere(given, tmp_path, monkeypatch):
+    """Images, masks and base are given by paths that are right from one place alone."""
+    place = tmp_path / "place"
+    shutil.copytree(given["images"], place / "photos")
+    shutil.copytree(given["base"], place / "base")
+    (place / "masks").mkdir()
+    for i in range(3):
+        Image.new("L", (40, 40), 255).save(place / "masks" / f"{i}.png")
+    monkeypatch.chdir(place)
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            teach({"images": "photos", "base": "base"}, tmp_path / "run", ema_decay=0.9, masks="masks",
+                  adapter={"kind": "lora"})  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    model = resume(tmp_path / "run", display=Display.silent())
+    assert model.generate("a [V] fox", steps=1)[0].image.size == (32, 32)
+    again = tmp_path / "again"
+    train(recipe=tmp_path / "run" / "recipe.yaml", name="again", out=again, display=Display.silent())
+    assert rows(again) == rows(tmp_path / "run")
 
 
 @pytest.fixture
@@ -291,6 +313,21 @@ def test_resume_refuses_other_images(broken_off, given, tmp_path):
         resume(broken_off, display=Display.silent())
 
 
+def test_resume_refuses_another_image_of_a_name_that_is_there_twice(given, tmp_path, monkeypatch):
+    folders = []
+    for i, file in enumerate(sorted(given["images"].iterdir())):
+        (tmp_path / str(i)).mkdir()
+        shutil.copy(file, tmp_path / str(i) / "same.png")
+        folders.append(tmp_path / str(i))
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            teach({"images": folders, "base": given["base"]}, tmp_path / "run")
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "0" / "same.png")
+    with pytest.raises(StudioloError, match=r"not those that the run began with: same\.png"):
+        resume(tmp_path / "run", display=Display.silent())
+
+
 def test_resume_refuses_another_base(broken_off):
     record = json.loads((broken_off / "run.json").read_text())
     record["base"]["fingerprint"] = "0" * 64
@@ -301,9 +338,10 @@ def test_resume_refuses_another_base(broken_off):
 
 def test_resume_names_a_damaged_checkpoint(broken_off):
     (file,) = (broken_off / "checkpoints").iterdir()
-    file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(StudioloError, match="checkpoint cannot be read"):
-        resume(broken_off, display=Display.silent())
+    for damaged in (file.read_bytes()[:1000], b"nothing", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(StudioloError, match="checkpoint cannot be read"):
+            resume(broken_off, display=Display.silent())
 
 
 def test_resume_of_what_is_no_run(tmp_path):
@@ -323,6 +361,9 @@ def test_resume_of_what_is_no_run(tmp_path):
         ({"devices": 2, "out": None}, "--out"),
         ({"resolution": 33}, "multiple"),
         ({"identifier": "fox"}, "class noun"),
+        ({"noise_levels": {"mean": 0.5}}, "density"),
+        ({"class_images": {"sampler": "euler", "eta": 0.5}}, "class_images.eta"),
+        ({"previews": {"every": 1, "sampler": "lcm", "steps": 60}}, "previews.steps"),
         ({"stepps": 3}, "did you mean 'steps'"),
     ],
     ids=str,

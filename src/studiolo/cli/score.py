@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studiolo.cli.progress import drawing_bar
+from studiolo.errors import StudioloError
 
 if TYPE_CHECKING:
     from studiolo.evaluation.mixing import Mixing
@@ -67,6 +68,12 @@ def score(
         "bar": drawing_bar,
     }
     if subject is None and len(learned_subjects(taught)) > 1:
+        if images is not None:
+            raise StudioloError(
+                "each of several subjects has images of its own",
+                where="--images",
+                remedy="Say whose they are: --subject NAME.",
+            )
         found = score_apart(taught, **asked)
         for name, report in found.reports.items():
             typer.echo(f"[{name}]")

@@ -11,6 +11,7 @@ import torch
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.sampling import SamplerSettings, generate
+from studiolo.drawing.prompts import fill_identifier
 from studiolo.drawing.sheet import comparison_table
 from studiolo.dreambooth.material import Taught
 from studiolo.dreambooth.metrics import MetricsFile, StepRecord, stopwatch
@@ -65,7 +66,10 @@ class PreviewPainter(StepCallback):
         average: MovingAverage | None,
     ) -> None:
         self.settings = recipe.previews
-        captions = [one.caption(prompt) for one in taught for prompt in self.settings.prompts]
+        words = {one.name: one.identifier for one in taught}
+        captions = [
+            fill_identifier(one.caption(prompt), words) for one in taught for prompt in self.settings.prompts
+        ]
         self.captions = list(dict.fromkeys(captions))
         self.components, self.folder, self.trackers = components, folder, trackers
         self.average = average

@@ -39,9 +39,10 @@ def export_model(
     for tokens in parts.tokens:
         tokens.write()
     dtype = getattr(torch, recipe.weights_dtype)
+    card = card | _place(recipe, base)
     with atomic_dir(folder) as temporary:
         if recipe.learns_beside and recipe.export == "adapter":
-            card = card | {"kind": "adapter"} | _place(recipe, base)
+            card = card | {"kind": "adapter"}
             words = {
                 one.word: len(one.identifier.split()) for one in taught if _is_new(components, recipe, one)
             }

@@ -118,7 +118,7 @@ class Run:
                 where=then["base"]["name"],
                 remedy="Put it back, or train anew.",
             )
-        old, new = ({image["file"]: image for image in told["data"]["images"]} for told in (then, record))
+        old, new = (_by_name(told["data"]["images"]) for told in (then, record))
         if changed := sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)):
             raise StudioloError(
                 f"the images are not those that the run began with: {', '.join(changed)}",
@@ -128,6 +128,14 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         return json.loads(self.record.read_text(encoding="utf-8"))
+
+
+def _by_name(images: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """Images by the names of their files: from several folders, some may have the same."""
+    named: dict[str, list[dict[str, str]]] = {}
+    for image in images:
+        named.setdefault(image["file"], []).append(image)
+    return named
 
 
 def describe_images(taught: Sequence[Taught]) -> list[dict[str, str]]:

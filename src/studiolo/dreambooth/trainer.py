@@ -12,6 +12,8 @@ from PIL import Image
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.objective import flow_weights
+from studiolo.diffusion.sampler_settings import SamplerSettings
+from studiolo.diffusion.samplers import make_scheduler
 from studiolo.diffusion.words import words_of
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.identifier import check_identifier, find_identifier
@@ -26,7 +28,7 @@ from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trackers import check_trackers
 from studiolo.errors import StudioloError
 from studiolo.formats.opening import open_components
-from studiolo.models.registry import check_name, register, resolve
+from studiolo.models.registry import ModelRef, check_name, register, resolve
 from studiolo.store.files import atomic_path
 from studiolo.store.paths import runs_dir
 from studiolo.training.checkpoint import Interrupted
@@ -140,15 +142,29 @@ def _begin(
 
 
 def _with_files(recipe: Recipe, sources: list[Source], folder: Path) -> Recipe:
-    """The recipe with the absolute paths of its images."""
+    """The recipe with absolute paths: it is to be gone on with, and repeated, from anywhere."""
+    weights = {name: _absolute(getattr(recipe.scores, name)) for name in ("weights", "text_weights")}
+    recipe = recipe.with_values({"masks": _absolute(recipe.masks), "scores": weights})
     if not recipe.subjects:
         files = [_as_file(source, folder, i) for i, source in enumerate(sources)]
         return recipe.with_values({"images": files})
     subjects = [
-        one.model_dump() | {"images": [_as_file(path, folder, 0) for path in one.images]}
+        one.model_dump()
+        | {"images": [_as_file(path, folder, 0) for path in one.images], "masks": _absolute(one.masks)}
         for one in recipe.subjects
     ]
     return recipe.with_values({"subjects": subjects})
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _place(given: str, base: ModelRef) -> str:
+    """The base as the recipe has it from now on: by its absolute path where a path was given, not a name."""
+    path = Path(given).expanduser()
+    shown = path.exists() and base.path in (path.resolve(), path.resolve() / "model")
+    return str(path.absolute()) if shown else given
 
 
 def _as_file(source: Source, folder: Path, index: int) -> str:
@@ -171,6 +187,7 @@ def prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | No
     components.latent_shape(size, size)  # raises for a size that the model cannot have
     taught = _load_subjects(recipe, components, size, display)
     recipe = recipe.with_values(_of_the_base(recipe, components) | _resolved(recipe, taught))
+    recipe = recipe.with_values({"base": _place(recipe.base, base)})
     judge = _open_scorer(recipe, scorer, taught) if recipe.scores.every else None
     return Teaching(recipe, run, display, base, components, taught, judge)
 
@@ -180,17 +197,43 @@ def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
 
     Raises StudioloError for what this model cannot do.
     """
-    flow_weights(components.schedule, torch.tensor([0]), recipe.noise_levels.weighting)
+    levels = recipe.noise_levels
+    flow_weights(components.schedule, torch.tensor([0]), levels.weighting)
     components.skipping(recipe.clip_skip or 0)
-    density = "logit-normal" if components.is_flow else "uniform"
+    density = levels.density or ("logit-normal" if components.is_flow else "uniform")
+    if density == "uniform" and (levels.mean, levels.deviation) != (0, 1):
+        raise StudioloError(
+            "noise levels that are met uniformly have no mean and deviation",
+            where="noise_levels",
+            remedy="Set noise_levels.density to logit-normal.",
+        )
+    _check_samplers(recipe, components)
     rate, text_rate = rates(recipe, components)
     return {
         "resolution": recipe.resolution or components.image_size,
         "clip_skip": components.family.clip_skip if recipe.clip_skip is None else recipe.clip_skip,
         "learning_rate": rate,
         "text_learning_rate": text_rate,
-        "noise_levels": {"density": recipe.noise_levels.density or density},
+        "noise_levels": {"density": density},
     }
+
+
+def _check_samplers(recipe: Recipe, components: Components) -> None:
+    """StudioloError where the model cannot be drawn with as a group of the recipe wants it."""
+    groups = {
+        "class_images": bool(recipe.prior_weight) and recipe.prior == "images",
+        "previews": recipe.previews.every > 0,
+        "scores": recipe.scores.every > 0,
+    }
+    for name in (name for name, drawn in groups.items() if drawn):
+        group = getattr(recipe, name)
+        try:
+            settings = SamplerSettings(
+                group.sampler, group.steps, group.guidance_scale, getattr(group, "eta", 0.0)
+            )
+            make_scheduler(components.scheduler_config, settings)
+        except StudioloError as error:
+            raise StudioloError(error.message, where=f"{name}.{error.where}", remedy=error.remedy) from error
 
 
 def _load_subjects(recipe: Recipe, components: Components, size: int, display: Display) -> list[Taught]:

@@ -26,23 +26,26 @@ class Learned:
 
 
 def learned_subjects(model: ImageModel) -> list[Learned]:
-    """All that the model was taught; none of a base."""
+    """All that the model was taught; none of a base. Of a merged model nobody says where its images lie."""
     card = model.ref.card
-    images = card.get("data", {}).get("images", [])
-    if not card.get("recipe", {}).get("subjects"):
-        if not card.get("class_noun") or not card.get("identifier"):
-            return []
+    recipe, images = card.get("recipe") or {}, card.get("data", {}).get("images", [])
+    places = {one["name"]: one["images"] for one in recipe.get("subjects") or []}
+    taught = [
+        one for one in card.get("subjects") or [card] if one.get("class_noun") and one.get("identifier")
+    ]
+    if len(taught) == 1:
+        (name, files), *_ = [*places.items(), ("V", recipe.get("images", []))]
         hashes = frozenset(image["sha256"] for image in images)
-        return [Learned("V", card["class_noun"], card["identifier"], card["recipe"]["images"], hashes)]
+        return [Learned(name, taught[0]["class_noun"], taught[0]["identifier"], files, hashes)]
     return [
         Learned(
             one["name"],
             one["class_noun"],
             one["identifier"],
-            one["images"],
+            places.get(one["name"], []),
             frozenset(image["sha256"] for image in images if image["file"].startswith(f"{one['name']}/")),
         )
-        for one in card["recipe"]["subjects"]
+        for one in taught
     ]
 
 
@@ -73,13 +76,14 @@ def training_images(
     images: str | Path | Sequence[str | Path] | None = None,
     subject: str | None = None,
 ) -> list[Image.Image]:
-    """The images that the model was taught (one `subject`) with, checked by their hashes.
+    """The images that the model was taught (one `subject`) with, checked by their hashes; others that lie
+    there are left out. Where the card holds no hashes, all that lie there are taken.
 
     Raises:
         StudioloError: they are not where the recipe says (or `images`), or they are others.
     """
     learned = find_subject(model, subject)
-    size = model.components.image_size
+    size = (model.ref.card.get("recipe") or {}).get("resolution") or model.components.image_size
     remedy = "Say where the images lie now: --images DIR (images=DIR)."
     try:
         found = load_subject(images or learned.images, learned.class_noun, min_size=size)
@@ -94,4 +98,5 @@ def training_images(
             where=model.ref.name,
             remedy=remedy,
         )
-    return [image.image for image in found.images]
+    known = learned.hashes or {image.sha256 for image in found.images}
+    return [image.image for image in found.images if image.sha256 in known]

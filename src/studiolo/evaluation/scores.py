@@ -20,6 +20,7 @@ from studiolo.evaluation.eye import Eye, shipped_eye
 from studiolo.evaluation.learned import Learned, find_subject, training_images
 from studiolo.evaluation.portfolio import Portfolio
 from studiolo.evaluation.report import Report
+from studiolo.formats.opening import base_place
 
 Scores = dict[str, dict[str, float]]
 Bar = Callable[[int], AbstractContextManager[OnStep]]
@@ -167,15 +168,26 @@ def score(
     learned = find_subject(taught, subject)
     exam = Exam(learned.class_noun, n, seed, SamplerSettings(steps=steps, guidance_scale=guidance_scale))
     training = training_images(taught, images, subject)
-    base = ImageModel.load(baseline or taught.ref.card["base"]["name"])
+    base = ImageModel.load(baseline or _base(taught))
     with (bar or _no_bar)(exam.pictures(subject=True) + exam.pictures(subject=False)) as on_step:
         after = exam.draw(taught.components, learned.identifier, on_step)
         before = exam.draw(base.components, None, on_step)
     scores = Judge(exam, training, judge_by, shipped_eye()).scores(before, after)
-    report = Report(_facts(taught, learned, base, exam, judge_by), scores, exam, training, before, after)
+    facts = _facts(taught, learned, base, exam, judge_by) | {"training_images": len(training)}
+    report = Report(facts, scores, exam, training, before, after)
     if out is not None:
         report.save(out)
     return report
+
+
+def _base(taught: ImageModel) -> str | Path:
+    """The untaught model, as the card says."""
+    try:
+        return base_place(taught.ref)
+    except StudioloError as error:
+        raise StudioloError(
+            error.message, where=error.where, remedy="Name it: --baseline MODEL (baseline=MODEL)."
+        ) from error
 
 
 def _no_bar(pictures: int) -> AbstractContextManager[OnStep]:
@@ -193,7 +205,6 @@ def _facts(
         "base_fingerprint": base.fingerprint,
         "class_noun": exam.class_noun,
         "identifier": learned.identifier,
-        "training_images": len(learned.hashes),
         "embedder": embedder.name,
         "n": exam.n,
         "seed": exam.seed,

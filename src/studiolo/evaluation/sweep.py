@@ -101,6 +101,7 @@ class Sweep:
         points = grid(self.parameters) if self.method == "grid" else []
         if not points and self.trials is None:
             raise StudioloError("how many trials?", where="trials", remedy="Say so: --trials 20.")
+        self._recipe({})
         for parameter in self.parameters:
             for value in _ends(parameter):
                 self._recipe({parameter.name: value})
@@ -187,6 +188,14 @@ class Sweep:
     def _recipe(self, params: Mapping[str, Any]) -> Recipe:
         """The recipe of a trial."""
         recipe = self.recipe.with_settings(f"{key}={value}" for key, value in params.items())
+        if recipe.subjects:
+            raise StudioloError("a sweep scores one subject, and here are several", where="subjects")
+        if recipe.scores.export == "last":
+            raise StudioloError(
+                "a sweep ranks trainings by their best step, and keeps that",
+                where="scores.export",
+                remedy="Leave it at best.",
+            )
         return recipe if recipe.scores.every else recipe.with_values({"scores": {"every": recipe.steps}})
 
     def folder(self, params: Mapping[str, Any]) -> Path:

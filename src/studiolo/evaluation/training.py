@@ -11,6 +11,7 @@ from PIL import Image
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.sampling import SamplerSettings
+from studiolo.diffusion.words import words_of
 from studiolo.drawing.model import ImageModel
 from studiolo.drawing.sheet import comparison_table
 from studiolo.dreambooth import trainer
@@ -87,15 +88,16 @@ def training_scorer(recipe: Recipe, images: Sequence[Image.Image]) -> TrainingSc
     Raises:
         StudioloError: the weights of the embedder, or of CLIP, cannot be had.
     """
-    chosen = recipe.scores
+    chosen, subject = recipe.scores, recipe.subjects[0] if recipe.subjects else recipe
+    word = " ".join(words_of(subject.identifier or "", recipe.token_vectors))
     settings = SamplerSettings(chosen.sampler, chosen.steps, chosen.guidance_scale)
-    exam = Exam(recipe.class_noun or "", chosen.n, chosen.seed, settings, chosen.contexts)
+    exam = Exam(subject.class_noun or "", chosen.n, chosen.seed, settings, chosen.contexts)
     device = "cuda" if recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
     prompts: PromptJudge = EyeJudge(shipped_eye())
     if chosen.embedder != "eye":
         prompts = ClipJudge(load_text_image(chosen.text_weights, device))
     embedder = load_embedder(chosen.embedder, chosen.weights, device)
-    return TrainingScorer(exam, recipe.phrase or "", images, embedder, prompts)
+    return TrainingScorer(exam, word, images, embedder, prompts)
 
 
 @wraps(trainer.train)

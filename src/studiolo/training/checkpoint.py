@@ -8,6 +8,7 @@ generator states in it: every random draw is a function of the step.
 from __future__ import annotations
 
 import math
+import pickle
 import re
 import signal
 import threading
@@ -138,7 +139,7 @@ class WholeFiles(TorchCheckpointIO):
     ) -> dict[str, Any]:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
             raise StudioloError(
                 f"the checkpoint cannot be read: {error}",
                 where=path,
