@@ -118,6 +118,31 @@ def test_the_command_estimates_and_leaves_its_class_images(given, studiolo_home)
     assert not list(studiolo_home.glob("runs/*"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "part", "files"),
+    [
+        ({"clip_skip": 1}, "class_images", "class-images/*/*.png"),
+        ({"prior": "predictions", "class_predictions": {"count": 4, "steps": 2, "batch_size": 2}},
+         "class_predictions", "class-predictions/*/*.safetensors"),
+    ],
+)  # fmt: skip
+def test_what_is_made_for_the_prior_is_what_the_training_takes(
+    given, tmp_path, studiolo_home, settings, part, files
+):
+    changed = QUICK | {"steps": 1} | settings
+    arguments = ["estimate", str(given["images"]), "--class", "fox", "--base", str(given["base"]), "--json"]
+    result = CliRunner().invoke(
+        app, [*arguments, *(f"--set={key}={json.dumps(value)}" for key, value in changed.items())]
+    )
+    assert result.exit_code == 0, result.output
+    assert part in json.loads(result.stdout)["seconds_parts"]
+    before = {file: file.stat().st_mtime_ns for file in studiolo_home.glob(f"cache/{files}")}
+    assert before
+    teach(given, tmp_path / "run", **{"steps": 1} | settings)
+    assert len({file.parent for file in studiolo_home.glob(f"cache/{files}")}) == 1
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
 def test_what_does_not_fit_is_said_with_another_exit_code(given, monkeypatch):
     from studiolo.dreambooth import estimate
 

@@ -215,6 +215,8 @@ def test_models_of_several_text_encoders_are_trained_in_each_of_clips(family, na
         ({"train_token_embedding": True}, "trains every embedding"),
         ({"token_vectors": 2} | NO_TEXT, "set train_token_embedding"),
         ({"unet_start_step": 5} | NO_TEXT, "nothing is trained before"),
+        ({"unet_start_step": 5, "train_unet": False}, "unet_start_step"),
+        ({"text_encoder_stop_step": 5} | NO_TEXT, "text_encoder_stop_step"),
         ({"unet_start_step": 50, "text_encoder_stop_step": 20}, "nothing is trained between"),
         ({"strategy": "fsdp", "optimizer": "prodigy"}, "fsdp takes adamw"),
         ({"strategy": "fsdp", "previews": {"every": 5}}, "no process can draw"),

@@ -14,6 +14,7 @@ from studiolo.dreambooth.predictions import PredictionSet, walk, walk_levels
 from studiolo.dreambooth.recipe_prior import ClassPredictions
 from studiolo.errors import StudioloError
 from tiny import tiny_components
+from tiny_families import TINY
 
 PROMPTS = ["a photo of a fox", "a fox"]
 
@@ -148,3 +149,19 @@ def test_a_stop_leaves_only_whole_files(components, tmp_path):
     with pytest.raises(StudioloError):
         made.make(components, cancelled=stop)
     assert [path.name for path in made.folder.glob("*.safetensors")] == ["000000.safetensors"]
+
+
+def test_guidance_is_away_from_what_drawing_is_guided_away_from(tmp_path):
+    """SDXL is guided away from zeros, and not from the reading of an empty prompt."""
+    components = TINY["sdxl"]()
+    made = prediction_set(tmp_path, count=2, guidance_scale=3.0)
+    made.make(components)
+    levels = walk_levels(1000, 3, 0, 0)
+    sizes = components.family.sizes(32, 32)
+    positive = encode_prompts(components, PROMPTS).sized(sizes)
+    zeros = positive.map(torch.zeros_like).sized(sizes)
+    noise = counter_noise(components.latent_shape(32, 32), 0, "walk", [0, 1])
+    clean, eps = walk(components, noise, positive, zeros, levels, 3.0)
+    found = load_file(made.path(0))
+    torch.testing.assert_close(found["clean"], clean)
+    torch.testing.assert_close(found["noise"], eps)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from studiolo.diffusion.sampler_settings import NAMES
 from studiolo.dreambooth.recipe import Recipe, fill
+from studiolo.dreambooth.recipe_group import Sampler
 from studiolo.errors import StudioloError
 
 
@@ -80,6 +83,8 @@ def test_numbers_in_any_notation(recipe, text):
         ("class_prompts=[]", ["class_prompts"]),
         ("steps", ["key=value"]),
         ("steps=[1", ["steps", "YAML"]),
+        ("name=2024-13-45", ["name", "YAML"]),
+        ("bucket_step=32", ["bucket_step", "buckets"]),
     ],
 )
 def test_wrong_settings_name_key_value_and_what_was_expected(recipe, setting, told):
@@ -89,6 +94,10 @@ def test_wrong_settings_name_key_value_and_what_was_expected(recipe, setting, to
         assert part in str(error.value)
 
 
+def test_a_recipe_draws_by_every_sampler():
+    assert get_args(Sampler) == NAMES
+
+
 def test_all_mistakes_are_told_at_once(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text("stepps: 3\nseed: -1\n")
@@ -96,7 +105,7 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         Recipe.from_yaml(file)
 
 
-@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00", b"steps"])
+@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00", b"steps", b"name: 2024-13-45"])
 def test_files_that_are_no_recipe(tmp_path, content):
     (tmp_path / "r.yaml").write_bytes(content)
     with pytest.raises(StudioloError, match=r"r\.yaml"):

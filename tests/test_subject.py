@@ -407,6 +407,19 @@ def test_masks_beside_the_images(folder):
     assert subject.notes == ["good0.png: mask good0.mask.png used", "good1.png: mask good1-mask.png used"]
 
 
+def test_masks_that_are_named_with_their_images_are_masks(folder):
+    """As a shell writes them out for `photos/*`."""
+    mask = Image.new("L", (80, 64))
+    mask.paste(255, (10, 10, 30, 40))
+    mask.save(folder / "good0.mask.png")
+    noise(7).save(folder / "other-mask.png")
+    subject = load(sorted(folder.iterdir()))
+    assert [image.name for image in subject.images] == [
+        "good0.png", "good1.png", "good2.png", "other-mask.png",
+    ]  # fmt: skip
+    assert subject.images[0].mask is not None
+
+
 def test_masks_in_a_folder(folder, tmp_path_factory):
     masks = tmp_path_factory.mktemp("masks")
     mask = Image.new("1", (80, 64))

@@ -17,13 +17,13 @@ from studiolo.dreambooth.batches import Batch, HalfBatch
 from studiolo.dreambooth.material import Material
 from studiolo.dreambooth.memory import Memory, available_memory, estimate_memory
 from studiolo.dreambooth.personalize import Personalization
+from studiolo.dreambooth.predictions import PredictionSet
 from studiolo.dreambooth.prior import ClassImageSet
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
 from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trainer import prepare
-from studiolo.store.paths import cache_dir
 
 _TRIAL_STEPS = 2
 """Denoising steps of the picture that drawing is timed by."""
@@ -33,8 +33,8 @@ _TRIAL_STEPS = 2
 class Estimate:
     """Of a run that starts now on this machine.
 
-    `seconds` are by what they go to: steps, class images that are missing, previews, scores. `memory` is MiB
-    at the worst moment, of `available` ones.
+    `seconds` are by what they go to: steps, class images or predictions that are missing, previews, scores.
+    `memory` is MiB at the worst moment, of `available` ones.
     """
 
     memory: Memory
@@ -63,7 +63,8 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, display: Display | None = None) -> Estimate:
-    """Loads the base, and measures one step and one batch of class images (which stays in the cache).
+    """Loads the base, and measures one step and one batch of class images or predictions (which stays in the
+    cache).
 
     Raises:
         StudioloError: as `train` does, for what cannot be trained.
@@ -79,9 +80,8 @@ def _measured(teaching: Teaching, asked: Recipe) -> Estimate:
     components = teaching.components.to(teaching.trainer.strategy.root_device)
     material = Material(recipe, components, teaching.taught)
     seconds: dict[str, float] = {}
-    missing, a_picture = _class_images(teaching, components, material)
-    if missing:
-        seconds["class_images"] = missing
+    missing, a_picture = _prior(teaching, components, material)
+    seconds |= missing
     # Drawing before training: the networks are put into training mode for good.
     per_step = a_picture or _drawing(components, material)
     for name, pictures, steps in _drawn_on_the_way(asked):
@@ -98,22 +98,23 @@ def _measured(teaching: Teaching, asked: Recipe) -> Estimate:
     return Estimate(memory, available, seconds, str(components.device))
 
 
-def _class_images(teaching: Teaching, components: Components, material: Material) -> tuple[float, float]:
-    """Seconds for the class images that are missing, and for a denoising step of one of them.
+def _prior(teaching: Teaching, components: Components, material: Material) -> tuple[dict[str, float], float]:
+    """Seconds for what of the prior is missing, if anything is, and for a denoising step of a class image.
 
     The first missing batch is made, and is one less for the run.
     """
     recipe = teaching.recipe
-    chosen = recipe.class_images
-    if not recipe.prior_weight or recipe.prior != "images":
-        return 0.0, 0.0
-    images = ClassImageSet(
-        chosen, material.class_captions, components.fingerprint(), material.size, cache_dir("class-images")
+    if not recipe.prior_weight:
+        return {}, 0.0
+    is_drawn, drawn = recipe.prior == "images", recipe.class_images
+    made: ClassImageSet | PredictionSet = (
+        teaching.class_images(material) if is_drawn else teaching.class_predictions(material)
     )
-    if not (missing := images.missing()):
-        return 0.0, 0.0
-    took = _timed(lambda: images.make(components, missing[0]), components.device)
-    return (len(missing) - 1) * took, took / (chosen.batch_size * chosen.steps)
+    if not (missing := made.missing()):
+        return {}, 0.0
+    took = _timed(lambda: made.make_batch(components, missing[0]), components.device)
+    left = {f"class_{recipe.prior}": (len(missing) - 1) * took} if len(missing) > 1 else {}
+    return left, took / (drawn.batch_size * drawn.steps) if is_drawn else 0.0
 
 
 def _drawing(components: Components, material: Material) -> float:
@@ -132,8 +133,9 @@ def _drawn_on_the_way(recipe: Recipe) -> list[tuple[str, int, int]]:
     previews, scores = recipe.previews, recipe.scores
     times = 1 + recipe.steps // previews.every if previews.every else 0
     scored = 1 + -(-recipe.steps // scores.every) if scores.every else 0
+    prompts = len(previews.prompts) * max(1, len(recipe.subjects))
     return [
-        ("previews", times * len(previews.prompts) * previews.count, previews.steps),
+        ("previews", times * prompts * previews.count, previews.steps),
         ("scores", scored * 2 * scores.contexts * scores.n, scores.steps),
     ]
 

@@ -25,14 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.conditioning import Conditioning, encode_prompts
+from studiolo.diffusion.conditioning import Conditioning, encode_negatives, encode_prompts
 from studiolo.diffusion.noise import counter_integers, counter_noise
 from studiolo.diffusion.objective import add_noise, clean_estimate
 from studiolo.dreambooth.examples import Draw, visits
 from studiolo.dreambooth.recipe_prior import ClassPredictions
 from studiolo.store.files import atomic_path, sha256_json
 
-_FORMAT = 1  # of the cache
+_FORMAT = 2  # of the cache
 _PLACES = 2**16  # within each part of the noise levels
 _POLL = 0.2  # seconds between looks at the folder, for files that another process makes
 
@@ -74,6 +74,10 @@ class PredictionSet:
     def path(self, batch: int) -> Path:
         return self.folder / f"{batch:06d}.safetensors"
 
+    def missing(self) -> list[int]:
+        """Numbers of the batches that are not there."""
+        return [batch for batch in self.batches if not self.path(batch).exists()]
+
     def make(
         self,
         components: Components,
@@ -88,15 +92,18 @@ class PredictionSet:
         """
         for batch in self.batches[rank::world]:
             if _read(self.path(batch)) is None:
-                self._make_batch(components, batch, cancelled)
+                self.make_batch(components, batch, cancelled)
             on_batch(min((batch + 1) * self.settings.batch_size, self.settings.count))
-        while not all(self.path(batch).exists() for batch in self.batches):
+        while self.missing():
             cancelled()
             time.sleep(_POLL)
         on_batch(self.settings.count)
 
     @torch.no_grad()
-    def _make_batch(self, components: Components, batch: int, cancelled: Callable[[], None]) -> None:
+    def make_batch(
+        self, components: Components, batch: int, cancelled: Callable[[], None] = lambda: None
+    ) -> None:
+        """Makes one batch and writes its file, whole or not at all."""
         chosen = self.settings
         walks = range(batch * chosen.batch_size, (batch + 1) * chosen.batch_size)
         prompts = [self.prompts[walk % len(self.prompts)] for walk in walks]
@@ -104,7 +111,7 @@ class PredictionSet:
         noise = counter_noise(shape, chosen.seed, "walk", walks)
         sizes = components.family.sizes(self.size, self.size)
         positive = encode_prompts(components, prompts).sized(sizes)
-        negative = encode_prompts(components, [""] * len(prompts)).sized(sizes)
+        negative = encode_negatives(components, [""] * len(prompts)).sized(sizes)
         levels = walk_levels(components.schedule.num_steps, chosen.steps, chosen.seed, batch)
         clean, eps = walk(
             components, noise, positive, negative, levels, chosen.guidance_scale, on_step=cancelled

@@ -19,9 +19,8 @@ import torch
 from PIL import Image
 
 from studiolo.diffusion.components import Components
-from studiolo.diffusion.noise import counter_noise
 from studiolo.diffusion.sampling import SamplerSettings, generate
-from studiolo.dreambooth.examples import Draw, ExampleSet, LatentEncoder
+from studiolo.dreambooth.examples import Draw, ExampleSet, LatentEncoder, visits
 from studiolo.dreambooth.recipe_prior import ClassImages
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path, sha256_json
@@ -86,7 +85,9 @@ class ClassImageSet:
         """How many of the `count` pictures are there."""
         return sum(self.path(i).exists() for i in range(self.count))
 
-    def make(self, components: Components, batch: int, on_step: Callable[..., None] | None = None) -> None:
+    def make_batch(
+        self, components: Components, batch: int, on_step: Callable[..., None] | None = None
+    ) -> None:
         """Draws one batch and writes its pictures, each whole or not at all."""
         chosen = self.settings
         members = self.members(batch)
@@ -178,7 +179,7 @@ class ClassImageMaker:
         try:
             for batch in self._todo:
                 assert self._components is not None
-                self.images.make(self._components, batch, on_step=self._check_stop)
+                self.images.make_batch(self._components, batch, on_step=self._check_stop)
                 with self._changed:
                     self._changed.notify_all()
                 self._on_picture(self.images.ready())
@@ -219,11 +220,9 @@ class ClassExamples:
 
     def order(self, seed: int, stream: str, counters: Sequence[int]) -> torch.Tensor:
         """The class image that each counter meets, int64 [B]."""
-        orders: dict[int, torch.Tensor] = {0: torch.arange(self._count)}
-        for epoch in {counter // self._count for counter in counters} - {0}:
-            keys = counter_noise((self._count,), seed, f"{stream}/order", [epoch])[0]
-            orders[epoch] = keys.argsort(stable=True)
-        return torch.stack([orders[c // self._count][c % self._count] for c in counters])
+        numbers = torch.tensor(list(counters))
+        later = visits(self._count, seed, stream, counters)
+        return torch.where(numbers < self._count, numbers, later)
 
     def _example(self, index: int) -> ExampleSet:
         if index not in self._encoded:

@@ -251,6 +251,8 @@ class Recipe(Group):
         if not (self.train_unet or self.train_text_encoder or self.train_token_embedding):
             raise ValueError("nothing to train: set train_unet, train_text_encoder or train_token_embedding")
         check_parts(self)
+        if self.bucket_step is not None and not self.buckets:
+            raise ValueError("bucket_step is of buckets: set buckets")
         if self.subjects:
             of_one = (self.images, self.class_noun, self.identifier, self.captions, self.masks)
             names = [subject.name for subject in self.subjects]
@@ -287,7 +289,7 @@ class Recipe(Group):
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise StudioloError(f"cannot be read: {error}", where=path) from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise StudioloError(f"not YAML: {error}", where=path) from None
         if not isinstance(values or {}, dict):
             raise StudioloError(f"holds a {type(values).__name__}, not `key: value` lines", where=path)
@@ -306,7 +308,7 @@ class Recipe(Group):
                 raise StudioloError("a setting has the form key=value", where=setting)
             try:
                 value = yaml.safe_load(text)
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError):  # of a date or number that there is not
                 raise StudioloError(f"the value {text!r} is not YAML", where=key) from None
             for part in reversed(key.strip().split(".")):
                 value = {part: value}

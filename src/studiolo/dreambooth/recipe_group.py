@@ -8,7 +8,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-Sampler = Literal["ddim", "pndm", "euler", "euler_a", "dpm++2m", "unipc"]
+Sampler = Literal[
+    "ddim", "pndm", "euler", "euler_a", "heun", "dpm2", "dpm2_a",
+    "dpm++2m", "dpm++2m_sde", "dpm++sde", "unipc", "lcm",
+]  # fmt: skip
+"""Those of diffusion/sampler_settings.py; the model decides which it can be drawn with."""
 
 
 class Group(BaseModel):

@@ -45,7 +45,11 @@ def check_parts(recipe: Recipe) -> None:
         )
     if recipe.token_vectors > 1 and not (recipe.train_token_embedding or recipe.train_text_encoder):
         raise ValueError("token_vectors are to be learned: set train_token_embedding")
+    if recipe.text_encoder_stop_step and not (recipe.train_text_encoder or recipe.train_token_embedding):
+        raise ValueError("text_encoder_stop_step stops what is not trained: set train_text_encoder")
     if recipe.unet_start_step:
+        if not recipe.train_unet:
+            raise ValueError("unet_start_step is of a denoiser that is not trained: set train_unet")
         if not (recipe.train_token_embedding or recipe.train_text_encoder):
             raise ValueError("nothing is trained before unet_start_step: set train_token_embedding")
         if recipe.unet_start_step >= (recipe.text_encoder_stop_step or recipe.steps) + 1:

@@ -34,7 +34,14 @@ def find_images(sources: Iterable[Source], with_captions: bool) -> tuple[list[Pa
         notes += [
             f"{other.name}: {'a folder, not read' if other.is_dir() else 'ignored'}" for other in others
         ]
-    return found, notes
+    return [one for one in found if not _is_mask(one, found)], notes
+
+
+def _is_mask(file: Path | Image.Image, among: Iterable[Path | Image.Image]) -> bool:
+    """Whether the image that it is a mask of is named, too, as a shell names all files of a folder."""
+    if isinstance(file, Image.Image) or (owner := mask_owner(file)) is None:
+        return False
+    return any(isinstance(o, Path) and (o.parent, o.stem) == (file.parent, owner) for o in among)
 
 
 def _images_of(path: Path, with_captions: bool) -> tuple[list[Path], list[Path]]:

@@ -232,12 +232,21 @@ class Teaching:
             self._start_class_images(material, stack), self._interruption.raise_if_asked
         )
 
+    def class_images(self, material: Material) -> ClassImageSet:
+        """The class images of this run, whether they are made yet or not."""
+        made = self.recipe.class_images
+        where = cache_dir("class-images")
+        return ClassImageSet(made, material.class_captions, self._draws_class, material.size, where)
+
+    def class_predictions(self, material: Material) -> PredictionSet:
+        """The predictions of the base for this run, whether they are made yet or not."""
+        made = self.recipe.class_predictions
+        where = cache_dir("class-predictions")
+        return PredictionSet(made, material.class_captions, self._draws_class, material.size, where)
+
     def _start_class_images(self, material: Material, stack: ExitStack) -> ClassImageMaker:
-        settings, title = self.recipe.class_images, "class images"
-        images = ClassImageSet(
-            settings, material.class_captions, self._draws_class, material.size, cache_dir("class-images")
-        )
-        self.display.begin(title, settings.count)
+        images, title = self.class_images(material), "class images"
+        self.display.begin(title, images.count)
         self._makes_class_images = bool(images.missing())
         maker = ClassImageMaker(
             images,
@@ -249,15 +258,8 @@ class Teaching:
         return stack.enter_context(maker)
 
     def _predict_class(self, material: Material) -> PredictionExamples:
-        settings, title = self.recipe.class_predictions, "class predictions"
-        predictions = PredictionSet(
-            settings,
-            material.class_captions,
-            self._draws_class,
-            material.size,
-            cache_dir("class-predictions"),
-        )
-        self.display.begin(title, settings.count)
+        predictions, title = self.class_predictions(material), "class predictions"
+        self.display.begin(title, predictions.settings.count)
         predictions.make(
             self.components,
             rank=self.trainer.global_rank,
