@@ -25,8 +25,8 @@ log = logging.getLogger("studiolo.server")
 
 
 class Run:
-    """One answer that is being made. `events` are those so far, `owner` is the key that asked for it; while it
-    is `ending`, nothing ends it otherwise."""
+    """One answer that is being made. `events` are those so far, `owner` is the key that asked for it; nothing
+    ends it otherwise while it is `ending`."""
 
     def __init__(self, owner: str | None, look: Callable[[], JSON]) -> None:
         self.owner, self._look = owner, look
