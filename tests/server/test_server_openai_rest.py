@@ -123,6 +123,30 @@ def test_a_file_that_was_uploaded(serve):
     assert [request.contents for request in engine.requests] == [(c.user(told),)] * 2
 
 
+def test_files_are_bounded_together_before_they_are_read(serve):
+    serving = serve(engine := StubEngine(), largest_body=4096)
+    record = serving.studio.files.add(
+        b"x" * 3000, owner=None, name="a.txt", mime="text/plain", purpose="user_data"
+    )
+    part = {"type": "file", "file": {"file_id": record.id}}
+    client = client_of(serving.url)
+    client.chat.completions.create(model="stub", messages=[{"role": "user", "content": [part]}])
+    with pytest.raises(openai.APIStatusError, match="4,096 bytes together") as told:
+        client.chat.completions.create(model="stub", messages=[{"role": "user", "content": [part, part]}])
+    assert (told.value.status_code, told.value.param) == (413, "file_id")
+    assert len(engine.requests) == 1
+
+
+@pytest.mark.parametrize("url", ["fox.png", "file:///etc/passwd", "http://", "http://[::1", "http://[x]/"])
+def test_urls_that_are_none(serve, url):
+    part = {"type": "image_url", "image_url": {"url": url}}
+    with pytest.raises(openai.BadRequestError, match="not a URL") as told:
+        client_of(serve(StubEngine()).url).chat.completions.create(
+            model="stub", messages=[{"role": "user", "content": [part]}]
+        )
+    assert told.value.param == "messages[0].content[0].image_url.url"
+
+
 def test_the_document(serve):
     """Every route of the dialect is in it with its fields, and it is sound."""
     url = serve(StubEngine()).url

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
-from studiolo.errors import NotFoundError, StudioloError
+from studiolo.errors import NotFoundError, StudioloError, TooLargeError
 from studiolo.language.conversation import CallResult, Content, Data, Delta, FileRef, Part, Request, Show
 from studiolo.language.errors import UnknownContextError
 from studiolo.server.auth import Caller
@@ -74,10 +74,12 @@ class Asking:
 
         Raises:
             NotFoundError: no such file of this caller.
+            TooLargeError: all files together are more than a request may have.
         """
         if any(_is_own(part) for content in request.contents for part in _parts(content)):
-            contents = [await self._with_files(content) for content in request.contents]
-            request = request.model_copy(update={"contents": tuple(contents)})
+            reader = _Files(self.studio, self.caller.key_id)
+            contents = await asyncio.to_thread(lambda: tuple(map(reader.content, request.contents)))
+            request = request.model_copy(update={"contents": contents})
         if request.cache is not None and request.cache.startswith(_GOOGLES):
             name = await asyncio.to_thread(self._context, request.cache)
             request = request.model_copy(update={"cache": name})
@@ -102,28 +104,37 @@ class Asking:
         except UnknownContextError:
             return name  # one that Google keeps
 
-    async def _with_files(self, content: Content) -> Content:
-        parts = [await self._with_file(part) for part in content.parts]
-        return content.model_copy(update={"parts": tuple(parts)})
 
-    async def _with_file(self, part: Part) -> Part:
+class _Files:
+    """Reads the uploaded files of one request; waits for the disk."""
+
+    def __init__(self, studio: Studio, owner: str | None) -> None:
+        self._files, self._owner = studio.files, owner
+        self._most = self._left = studio.settings.largest_body
+
+    def content(self, content: Content) -> Content:
+        return content.model_copy(update={"parts": tuple(map(self._part, content.parts))})
+
+    def _part(self, part: Part) -> Part:
         if isinstance(part, CallResult):
-            media = [await self._file(item) if _is_own(item) else item for item in part.media]
+            media = (self._data(item) if _is_own(item) else item for item in part.media)
             return part.model_copy(update={"media": tuple(media)})
-        return await self._file(part) if _is_own(part) else part
+        return self._data(part) if _is_own(part) else part
 
-    async def _file(self, part: Part) -> Data:
+    def _data(self, part: Part) -> Data:
         assert isinstance(part, FileRef)
-        return await asyncio.to_thread(self._read, part.uri.removeprefix(OWN_FILES))
-
-    def _read(self, file: str) -> Data:
-        files = self.studio.files
         try:
-            record = files.get(file, owner=self.caller.key_id)
+            record = self._files.get(part.uri.removeprefix(OWN_FILES), owner=self._owner)
         except NotFoundError as error:
             error.where = "file_id"
             raise
-        return Data(media_type=record.mime, data=files.path(record.id).read_bytes(), name=record.name)
+        self._left -= record.size
+        if self._left < 0:
+            raise TooLargeError(
+                f"the files of a request have at most {self._most:,} bytes together", where="file_id"
+            )
+        data = self._files.path(record.id).read_bytes()
+        return Data(media_type=record.mime, data=data, name=record.name)
 
 
 def _parts(content: Content) -> Iterator[Part]:

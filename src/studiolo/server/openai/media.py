@@ -31,7 +31,10 @@ def linked(url: str, *, media_type: str, where: str, name: str | None = None) ->
     """
     if url.startswith("data:"):
         return _data(url, media_type, where, name)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets that hold no address
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https", "gs") or not parts.netloc:
         raise InvalidRequestError("not a URL of data or of the web", where=where)
     guessed, _ = mimetypes.guess_type(parts.path)
