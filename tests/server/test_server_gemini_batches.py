@@ -149,6 +149,9 @@ def test_a_batch_is_cancelled_with_what_it_has_and_then_deleted(shop, client):
     asked = [types.InlinedRequest(contents=said) for said in ("one", "hold")]
     name = client.batches.create(model="stub", src=asked).name
     waited(lambda: shop.engines["stub"].held.wait(1))
+    for act in (client.files.get, client.files.download):
+        with pytest.raises(errors.ClientError, match=r"404.*no answers yet"):
+            act(**{"name" if act == client.files.get else "file": name.replace("batches/", "files/batch-")})
     with pytest.raises(errors.ClientError, match=r"409.*Cancel it first"):
         client.batches.delete(name=name)
     client.batches.cancel(name=name)

@@ -132,6 +132,21 @@ def test_what_is_not_what_it_says_is_told_as_failed(files):
     assert files.upload(file=io.BytesIO(png()), config={"mime_type": "image/png"}).state.value == "ACTIVE"
 
 
+def test_a_picture_that_is_being_deleted_does_not_spoil_the_list(serve):
+    here = serve(Scripted())
+    client = client_of(here.url)
+    names = [
+        client.files.upload(file=io.BytesIO(png()), config={"mime_type": "image/png"}).name for _ in range(2)
+    ]
+    here.studio.files.path(names[0].removeprefix("files/")).unlink()
+    assert [(file.name, file.state.value) for file in client.files.list()] == [
+        (names[1], "ACTIVE"), (names[0], "FAILED"),
+    ]  # fmt: skip
+    gone = types.Part.from_uri(file_uri=names[0], mime_type="image/png")
+    with pytest.raises(errors.ClientError, match=r"400.*are gone"):
+        client.models.generate_content(model="stub", contents=[gone])
+
+
 def test_files_are_their_owners_alone(serve):
     here = serve(Scripted())
     keys = [here.studio.keys.store.create(name)[0] for name in ("me", "you")]

@@ -165,8 +165,7 @@ def check_answered(record: BatchRecord) -> None:
 
 
 def result_lines(studio: Studio, record: BatchRecord) -> Iterator[bytes]:
-    """The lines of the file of answers, in the order of the requests, one in memory at a time."""
-    check_answered(record)
+    """The lines of the file of a batch's answers, in the order of its requests, one in memory at a time."""
     for result in studio.batches.results(record.id):
         keyed = {"key": result.key} if result.key is not None else {}
         yield f"{dumps(keyed | _answer(result))}\n".encode()

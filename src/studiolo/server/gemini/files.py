@@ -73,7 +73,9 @@ async def download(name: str, studio: House, who: Who, alt: str = "media") -> Re
     if alt != "media":
         raise InvalidRequestError(f"{alt!r} is no form of bytes", where="alt", remedy="Say alt=media.")
     if (batch := names.batch_of_results(name)) is not None:
-        lines = batches.result_lines(studio, await studio.batches.get(batch, who.key_id))
+        answered = await studio.batches.get(batch, who.key_id)
+        batches.check_answered(answered)  # before the answer has begun
+        lines = batches.result_lines(studio, answered)
         return StreamingResponse(lines, media_type="application/jsonl")
     record = await asyncio.to_thread(studio.files.get, name, owner=who.key_id)
     # Whatever it is, no browser shows it as a page of this server.

@@ -24,8 +24,11 @@ def problem_of(file: FileRecord, path: Path) -> str | None:
     signs = _SIGNS.get(file.mime.lower())
     if signs is None:
         return None
-    with path.open("rb") as opened:
-        start = opened.read(16)
+    try:
+        with path.open("rb") as opened:
+            start = opened.read(16)
+    except FileNotFoundError:  # it was deleted a moment ago
+        return "The bytes of this file are gone."
     if start.startswith(signs):
         return None
     return f"The bytes of this file are not {file.mime}."
