@@ -10,8 +10,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -412,6 +414,18 @@ def test_how_often_a_tuning_draws_and_is_judged(spec, files, tmp_path, told, pre
     recipe = Recipe.from_yaml(tunings.folder / "x" / "recipe.yaml")
     assert (recipe.previews.every, recipe.scores.every) == (previews, scores)
     assert tunings._table.load("x").recipe == told  # what the client said, and no more
+
+
+def test_of_two_that_come_together_one_has_the_name(url, spec, files):
+    database = Database(url)
+    tunings, both = Tunings(database, Queue(database), files), threading.Barrier(2, timeout=60)
+    tunings._check_name = lambda name: both.wait()  # neither has been written down when they look
+    with ThreadPoolExecutor(2) as pool:
+        made = [pool.submit(tunings._take_in, identity, spec) for identity in "ab"]
+        refused = [taken.exception() for taken in made]
+    assert sorted(type(error).__name__ for error in refused) == ["ConflictError", "NoneType"]
+    assert len(tunings._table.under_way()) == len(list(tunings.folder.iterdir())) == 1
+    database.close()
 
 
 def test_what_a_process_that_died_had_only_unpacked_goes(spec, files, tmp_path):

@@ -156,7 +156,7 @@ def test_an_operation_with_losses_and_pictures_on_the_way(rest, images):
 
 
 def test_a_teaching_is_cancelled_and_its_name_free_again(shop, key, rest, images):
-    rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images, steps=100_000)).raise_for_status()
+    first = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images, steps=100_000)).json()["name"]
     taken = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images))
     assert (taken.status_code, taken.json()["error"]["status"]) == (409, "ABORTED")
     client = client_of(shop.url, api_key=key)
@@ -166,6 +166,15 @@ def test_a_teaching_is_cancelled_and_its_name_free_again(shop, key, rest, images
     job = waited(lambda: (job := client.tunings.get(name="tunedModels/toy-2")).has_ended and job)
     assert job.state is types.JobState.JOB_STATE_CANCELLED
     client.tunings.cancel(name="tunedModels/toy-2")  # it stays as it is
+
+    second = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images, steps=100_000)).json()["name"]
+    by_id = [one.rpartition("/")[2] for one in (first, second)]
+    client.tunings.cancel(name="tunedModels/toy-2")
+    waited(lambda: rest.get(f"/{second}").json().get("done"))
+    assert rest.get(f"/{first}").json()["error"]["code"] == 1  # told of also when its name is another's
+    told = [rest.get(f"/tuningJobs/{one}").json()["name"] for one in by_id]
+    assert told == [f"tuningJobs/{one}" for one in by_id]
+    client.models.delete(model=f"tunedModels/{by_id[0]}")
     client.models.delete(model="tunedModels/toy-2")
     assert rest.get("/tunedModels/toy-2").status_code == 404
 

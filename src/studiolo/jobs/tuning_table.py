@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from studiolo.errors import ConflictError
 from studiolo.jobs.runwatch import News
 from studiolo.language.conversation import Value
 from studiolo.store.database import Database, Moment, metadata
@@ -105,8 +106,16 @@ class TuningTable:
     def add(
         self, identity: str, values: Mapping[str, Any], beside: Callable[[sa.Connection, str], None]
     ) -> None:
-        """A new one, queued, and what `beside` writes, in one transaction."""
+        """A new one, queued, and what `beside` writes, in one transaction.
+
+        Raises:
+            ConflictError: a subject of its name is being taught.
+        """
         with self._database.begin() as connection:
+            if not self._database.is_sqlite:  # which has one writer at a time
+                connection.execute(sa.text("LOCK TABLE tunings IN SHARE ROW EXCLUSIVE MODE"))
+            if connection.scalar(_taught(values["name"])) is not None:
+                raise ConflictError("a subject of this name is being taught", where=values["name"])
             connection.execute(
                 TUNINGS.insert().values(id=identity, state="queued", created=self._clock(), **values)
             )
@@ -139,9 +148,8 @@ class TuningTable:
 
     def is_being_taught(self, name: str) -> bool:
         """Whether one of that name is under way."""
-        taken = sa.select(TUNINGS.c.id).where(TUNINGS.c.name == name, TUNINGS.c.state.in_(UNDER_WAY))
         with self._database.read() as connection:
-            return connection.scalar(taken) is not None
+            return connection.scalar(_taught(name)) is not None
 
     def under_way(self) -> list[str]:
         """Ids, the oldest first."""
@@ -221,6 +229,11 @@ class TuningTable:
     ) -> None:  # fmt: skip
         values = {"tuning": identity, "kind": kind, "step": step, "message": message, "data": dict(data)}
         connection.execute(EVENTS.insert().values(**values, created=self._clock()))
+
+
+def _taught(name: str) -> sa.Select[tuple[str]]:
+    """The one of that name that is under way."""
+    return sa.select(TUNINGS.c.id).where(TUNINGS.c.name == name, TUNINGS.c.state.in_(UNDER_WAY))
 
 
 def _record(row: sa.RowMapping) -> TuningRecord:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
@@ -120,8 +121,8 @@ async def get(name: str, http: HttpRequest, studio: House, who: Who) -> Wire:
 
 async def operation(name: str, id: str, studio: House, who: Who) -> Wire:  # noqa: A002
     """The same as the operation that `create` told of."""
-    record = await _own(studio, who, name)
-    if record.id != id:
+    record = await _own(studio, who, id)
+    if name != record.name:
         raise NotFoundError("no such operation", where=f"tunedModels/{name[:100]}/operations/{id[:100]}")
     return _operation(record, await _snapshots(studio, record))
 
@@ -396,9 +397,11 @@ async def _own(studio: Studio, who: Caller, name: str) -> TuningRecord:
 
 
 async def _find(studio: Studio, who: Caller, name: str) -> TuningRecord | None:
-    """The newest tuning of this key of that name, or of that id."""
+    """The tuning of this key of that id, or the newest of that name."""
+    with suppress(NotFoundError):
+        return await studio.tunings.get(name, who.key_id)
     async for record in _all(studio, who):
-        if name in (record.name, record.id):
+        if record.name == name:
             return record
     return None
 
