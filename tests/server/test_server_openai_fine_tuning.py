@@ -108,7 +108,7 @@ def over(client, job):
     return waited(lambda: client.fine_tuning.jobs.retrieve(job.id), lambda found: found.status in OVER)
 
 
-def test_a_subject_from_its_images_to_its_end(client):
+def test_a_subject_from_its_images_to_its_end(client, served, monkeypatch):
     jobs = client.fine_tuning.jobs
     file = uploaded(client, archive())
     job = begun(client, file, suffix="my-fox", seed=3, metadata={"for": "tea"})
@@ -158,6 +158,15 @@ def test_a_subject_from_its_images_to_its_end(client):
         assert checkpoint.fine_tuning_job_id == job.id
         assert checkpoint.metrics.train_loss == metrics[checkpoint.step_number - 1]["train_loss"]
     assert [one.step_number for one in checkpoints] == [4, 2]
+    run = served.studio.tunings.folder / job.id.removeprefix("ftjob-") / "run" / "checkpoints"
+
+    async def one_gone(_):
+        return (1, run / "step-000001.ckpt"), *((step, path) for step, path in kept)
+
+    kept = [(one.step_number, run / f"step-{one.step_number:06d}.ckpt") for one in checkpoints[::-1]]
+    with monkeypatch.context() as patch:
+        patch.setattr(served.studio.tunings, "checkpoints", one_gone)
+        assert list(jobs.checkpoints.list(job.id)) == checkpoints
     assert [one.fine_tuned_model_checkpoint for one in checkpoints] == ["my-fox", "my-fox:step-2"]
 
     listed = {model.id: model for model in client.models.list()}
@@ -353,6 +362,6 @@ def test_moderations(client):
     assert harmful.category_applied_input_types.violence == []  # not judged
     parts = [{"type": "text", "text": "What a"}, {"type": "text", "text": "nice day."}]
     assert len(client.moderations.create(input=parts).results) == 1
-    for wrong in ([], [{"type": "image_url", "image_url": {"url": "https://x"}}], [3]):
+    for wrong in ([], [{"type": "image_url", "image_url": {"url": "https://x"}}], [3], ["a"] * 2049):
         with pytest.raises(openai.BadRequestError):
             client.moderations.create(input=wrong)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -164,7 +164,10 @@ async def list_checkpoints(
     }
     scores = await studio.tunings.scores(record.id)
     found = (await studio.tunings.checkpoints(record.id))[::-1]
-    told = [checkpoint_of(record, step, path.stat().st_mtime, losses, scores) for step, path in found]
+    told = []
+    for step, path in found:
+        with suppress(FileNotFoundError):  # a newer one has taken its place a moment ago
+            told.append(checkpoint_of(record, step, path.stat().st_mtime, losses, scores))
     if after is not None:
         places = [place for place, one in enumerate(told) if one["id"] == after]
         if not places:
@@ -294,7 +297,8 @@ def _file(studio: Studio, record: TuningRecord, id_: str, name: str, mime: str, 
     except NotFoundError:
         pass
     try:
-        token = studio.files.begin(
+        made = studio.files.add(
+            path.read_bytes(),
             owner=record.owner,
             name=name,
             mime=mime,
@@ -302,11 +306,6 @@ def _file(studio: Studio, record: TuningRecord, id_: str, name: str, mime: str, 
             lifetime=RESULTS,
             id=id_,
         )
-    except ConflictError:
+    except (ConflictError, NotFoundError):  # also where it has taken over what this one had begun
         return None
-    try:
-        studio.files.append(token, 0, path.read_bytes())
-        return studio.files.finish(token).id
-    except BaseException:
-        studio.files.cancel(token)
-        raise
+    return made.id

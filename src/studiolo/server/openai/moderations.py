@@ -6,6 +6,7 @@ it does not judge are false, with a score of 0, and have no input types.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ JSON = dict[str, Any]
 FLAGGED = 0.5
 """From which score on a category is true: that of a harm that is probable in medium degree."""
 MODEL = "studiolo-lexicon"
+MOST_TEXTS = 2048
 
 _HARMS = {
     "harassment": Harm.HARASSMENT,
@@ -74,6 +76,8 @@ def _texts(given: str | list[Any]) -> list[str]:
         return [given]
     if not given:
         raise InvalidRequestError("nothing to judge", where="input")
+    if len(given) > MOST_TEXTS:
+        raise InvalidRequestError(f"1 to {MOST_TEXTS} texts at a time, not {len(given)}", where="input")
     if all(isinstance(text, str) for text in given):
         return given
     texts = []
@@ -90,6 +94,7 @@ def _texts(given: str | list[Any]) -> list[str]:
 
 
 async def _judged(text: str) -> JSON:
+    await asyncio.sleep(0)  # others may run between two texts
     judgement = await Lexicon().judge(text)
     scores = {name: judgement.scores.get(harm, 0.0) for name, harm in _HARMS.items()}
     scores[_MINORS] = 1.0 if judgement.always is FinishReason.PROHIBITED else 0.0
