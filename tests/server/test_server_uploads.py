@@ -232,6 +232,22 @@ def test_whoever_lost_a_token_begins_again_under_the_same_id(uploads, owner):
     assert (record.id, uploads.path("mine").read_bytes()) == ("mine", DATA + DATA)
 
 
+def test_who_begins_again_as_it_becomes_a_file_leaves_the_file(uploads, monkeypatch):
+    token, locked = begun(uploads, id="mine"), uploads._locked
+    uploads.append(token, 0, b"abc")
+
+    def late(file):
+        monkeypatch.setattr(uploads, "_locked", locked)
+        uploads.finish(token)  # by another request, a moment before
+        return locked(file)
+
+    monkeypatch.setattr(uploads, "_locked", late)
+    with pytest.raises(ConflictError, match="exists"):
+        begun(uploads, id="mine")
+    assert uploads.get("mine", owner=None).size == 3
+    assert uploads.path("mine").read_bytes() == b"abc"
+
+
 def test_a_token_of_another_upload_is_no_use(uploads):
     begun(uploads)
     with pytest.raises(NotFoundError):

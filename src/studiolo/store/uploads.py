@@ -354,9 +354,9 @@ class Uploads:
 
     def _give_up(self, file: str) -> None:
         """Forgets an upload that was broken off, with its bytes; a file stays."""
-        if self._record(_checked_id(file)) is not None:
-            return
-        with self._locked(file):
+        with self._locked(_checked_id(file)):
+            if self._record(file) is not None:
+                return
             with self._database.begin() as connection:
                 connection.execute(_sessions.delete().where(_sessions.c.file == file))
             self._part(file).unlink(missing_ok=True)

@@ -189,21 +189,21 @@ def _check_pending(upload: Parted) -> None:
 
 def _parts(files: Uploads, upload: Parted, part_ids: Iterable[str]) -> list[FileRecord]:
     """The parts, checked against what was announced."""
-    found: list[FileRecord] = []
+    found: dict[str, FileRecord] = {}
     for number, part in enumerate(part_ids):
         where = f"part_ids[{number}]"
         try:
             record = files.get(part.replace(_PART[0], _PART[1], 1), owner=upload.id)
         except NotFoundError:
             raise InvalidRequestError("not a part of this upload", where=where) from None
-        if record in found:
+        if record.id in found:
             raise InvalidRequestError("this part is named twice", where=where)
-        found.append(record)
-    if (size := sum(part.size for part in found)) != upload.size:
+        found[record.id] = record
+    if (size := sum(part.size for part in found.values())) != upload.size:
         raise InvalidRequestError(
             f"these parts have {size:,} bytes, and {upload.size:,} were announced", where="part_ids"
         )
-    return found
+    return list(found.values())
 
 
 def _joined(files: Uploads, parts: Iterable[FileRecord], md5: str | None) -> Iterator[bytes]:
