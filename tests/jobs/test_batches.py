@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from jobs.waiting import until
 from studiolo.errors import ConflictError, NotFoundError
 from studiolo.jobs.batches import FILES, INLINE, Batches, read_lines
+from studiolo.jobs.items import BatchTable
 from studiolo.jobs.queue import Queue
 from studiolo.jobs.room import Room
 from studiolo.language.errors import InvalidRequestError, RateLimitError
@@ -167,6 +168,19 @@ def test_ten_thousand_items_take_no_more_memory_than_a_thousand(tmp_path):
 
     few, many = asyncio.run(peak(1000)), asyncio.run(peak(10_000))
     assert many < 1.5 * few + 10_000 * 40  # the list of numbers above, and no bodies
+
+
+def test_large_items_are_not_in_memory_together(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'db'}")
+    record = {"id": "x", "owner": None, "kind": "test", "model": "m", "title": "", "metadata": {},
+              "lifetime": INLINE, "created": NOON}  # fmt: skip
+    tracemalloc.start()
+    BatchTable(database).create(record, ((None, {"n": str(n) * 2**20}) for n in range(60)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30 * 2**20
+    assert BatchTable(database).load("x").counts.total == 60
+    database.close()
 
 
 def test_cancelling_keeps_what_is_done(url):

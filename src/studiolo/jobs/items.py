@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -23,7 +22,7 @@ from studiolo.store.database import Database, Moment, metadata
 State = Literal["queued", "running", "succeeded", "failed", "cancelling", "cancelled", "expired"]
 OVER = ("succeeded", "failed", "cancelled", "expired")
 _FILLING = "filling"  # its items are being written; nobody is told of it
-_CHUNK = 500
+_CHUNK, _CHUNK_SIZE = 500, 2**22  # items, and characters of their bodies
 _LONGEST_KEY = 512
 
 BATCHES = sa.Table(
@@ -154,14 +153,9 @@ class BatchTable:
 
     def _fill(self, identity: str, items: Iterator[tuple[str | None, dict[str, Any]]]) -> int:
         total = 0
-        while chunk := list(islice(items, _CHUNK)):
+        for chunk in _chunks(items):
             rows = [
-                {
-                    "batch": identity,
-                    "number": total + i,
-                    "key": _checked(key, total + i),
-                    "body": json.dumps(body),
-                }
+                {"batch": identity, "number": total + i, "key": _checked(key, total + i), "body": body}
                 for i, (key, body) in enumerate(chunk)
             ]
             try:
@@ -305,6 +299,19 @@ class BatchTable:
         with self.database.begin() as connection:
             connection.execute(ITEMS.delete().where(ITEMS.c.batch == identity))
             connection.execute(BATCHES.delete().where(BATCHES.c.id == identity))
+
+
+def _chunks(items: Iterable[tuple[str | None, dict[str, Any]]]) -> Iterator[list[tuple[str | None, str]]]:
+    """Keys and bodies, these as JSON, of as many items as go into the database at once."""
+    chunk, size = list[tuple[str | None, str]](), 0
+    for key, body in items:
+        chunk.append((key, json.dumps(body)))
+        size += len(chunk[-1][1])
+        if len(chunk) == _CHUNK or size >= _CHUNK_SIZE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _checked(key: str | None, number: int) -> str | None:

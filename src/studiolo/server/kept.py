@@ -29,6 +29,7 @@ LIFETIME = timedelta(days=30)
 LONGEST = 1000
 """Answers that one conversation is read back through."""
 
+_AT_ONCE = 16  # rows in memory, each with all that was said
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _WORDS: dict[Kind, str] = {
     "response": "response", "interaction": "interaction", "completion": "chat completion",
@@ -193,7 +194,8 @@ class KeptAnswers:
                 key, last = sa.tuple_(made, _table.c.id), sa.tuple_(sa.literal(at, Moment), sa.literal(after))
                 wanted.append(key < last if newest_first else key > last)
             rows = connection.execute(
-                sa.select(_table).where(*wanted).order_by(turn(made), turn(_table.c.id))
+                sa.select(_table).where(*wanted).order_by(turn(made), turn(_table.c.id)),
+                execution_options={"yield_per": _AT_ONCE},
             )
             for row in rows:
                 kept = _kept(row)
