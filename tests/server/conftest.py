@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import openai
 import pytest
 from serving import Serving, serving
+from talking import client_of
 
 from jobs.databases import NoServerError, new_database, postgres
+from language.stub import StubEngine
+from studiolo.models.registry import CARD_FILE, register
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,6 +48,31 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'studiolo.sqlite'}"
     return new_database(request.getfixturevalue("postgresql"))
+
+
+@pytest.fixture
+def foxes(tmp_path: Path) -> None:
+    """A model that draws, `tiny`, and a subject, `my-fox`."""
+    from tiny import tiny_folder  # takes seconds to import
+
+    register(tiny_folder(tmp_path / "base"), "tiny")
+    subject = tiny_folder(tmp_path / "subject", seed=1)
+    card = {"title": "My fox", "class_noun": "fox", "identifier": "zwx", "base": {"name": "tiny"}}
+    (subject / CARD_FILE).write_text(json.dumps(card))
+    register(subject, "my-fox")
+
+
+@pytest.fixture
+def served(studiolo_home: Path) -> Iterator[Serving]:
+    """A server with a model that speaks, all that draws, and jobs."""
+    with serving(studiolo_home, {"stub": StubEngine()}, jobs=True) as served:
+        yield served
+
+
+@pytest.fixture
+def client(served: Serving) -> openai.OpenAI:
+    """The official client of that server."""
+    return client_of(served.url)
 
 
 @pytest.fixture

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+
+def toured(program: str, *words: object, version: str | None) -> dict[str, Any]:
+    """What a tour in this folder tells, as JSON, that google-genai of that version takes; None is the one
+    that is installed. `words` are its arguments."""
+    paths = [str(folder_of("google-genai", version))] if version else []
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(program)), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert version is None or told["version"] == version
+    return told
 
 
 def folder_of(package: str, version: str, *also: str) -> Path:

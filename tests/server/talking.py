@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any
 
@@ -56,6 +57,15 @@ def done(**more: Any) -> Delta:
 
 def client_of(url: str, **options: Any) -> openai.OpenAI:
     return openai.OpenAI(**{"base_url": f"{url}/v1", "api_key": "sk-test", "max_retries": 0} | options)
+
+
+QUICK: dict[str, Any] = {"steps": 2, "seed": 7}
+"""For pictures of which little is wanted."""
+
+
+def png(image: Any) -> bytes:
+    """The file of a picture, or of an event that brings one."""
+    return base64.b64decode(image.b64_json)
 
 
 def user(text: str) -> dict[str, Any]:

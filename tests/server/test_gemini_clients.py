@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 from gemini_stub import Scripted, done
-from sdks import folder_of
+from sdks import toured
+from serving import serving
 
 from studiolo.language import conversation as c
 from studiolo.language.errors import RateLimitError, UpstreamError
@@ -65,24 +62,10 @@ def said(request: c.Request) -> list[Any]:
 @pytest.fixture(params=CLIENTS, scope="module")
 def tour(request, tmp_path_factory) -> dict[str, Any]:
     """What a client of that version made of everything, by the kind of client."""
-    from serving import serving
-
-    version = CLIENTS[request.param]
-    paths = [str(folder_of("google-genai", version))] if version else []
     engine, newer = Scripted(said), Scripted(said, model="gemini-embedding-2")
     home = tmp_path_factory.mktemp("home")
     with serving(home, {"stub": engine, "gemini-embedding-2": newer}) as served:
-        program = Path(__file__).with_name("gemini_tour.py")
-        done = subprocess.run(
-            [sys.executable, str(program), served.url],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert version is None or told["version"] == version
+        told = toured("gemini_tour.py", served.url, version=CLIENTS[request.param])
     return told | {"first": engine.requests[0].model_dump(mode="json")}
 
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from gemini_stub import HOLD, Scripted, client_of, done
 from PIL import Image
-from sdks import folder_of
+from sdks import toured
 from serving import serving, waited
 
 from studiolo.language import conversation as c
@@ -66,21 +62,9 @@ def said(request: c.Request) -> list[Any]:
 @pytest.fixture(params=CLIENTS, scope="module")
 def tour(request, tmp_path_factory) -> dict[str, Any]:
     """What a client of that version made of everything."""
-    version = CLIENTS[request.param]
-    paths = [str(folder_of("google-genai", version))] if version else []
     engine = Scripted(said)
     with serving(tmp_path_factory.mktemp("home"), {"stub": engine}) as served:
-        program = Path(__file__).with_name("interactions_tour.py")
-        done = subprocess.run(
-            [sys.executable, str(program), served.url],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert version is None or told["version"] == version
+        told = toured("interactions_tour.py", served.url, version=CLIENTS[request.param])
     return told | {"first": engine.requests[0].model_dump(mode="json")}
 
 

@@ -6,11 +6,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +16,7 @@ from gemini_jobs_tour import RECIPE
 from gemini_stub import Scripted, client_of
 from google.genai import errors, types
 from PIL import Image
-from sdks import folder_of
+from sdks import toured
 from serving import TINY, painter, serving, waited
 
 numbers = itertools.count()
@@ -64,19 +60,9 @@ def key(shop) -> str:
 @pytest.fixture(params=CLIENTS)
 def told(request, shop, key, tmp_path) -> dict[str, Any]:
     """What a client of that version made of everything."""
-    version = CLIENTS[request.param]
     for seed, name in enumerate("abc"):
         (tmp_path / f"{name}.png").write_bytes(png(seed))
-    paths = [str(folder_of("google-genai", version))] if version else []
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("gemini_jobs_tour.py"), shop.url, key, tmp_path],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert version is None or told["version"] == version
-    return told
+    return toured("gemini_jobs_tour.py", shop.url, key, tmp_path, version=CLIENTS[request.param])
 
 
 def test_the_round(told):

@@ -17,40 +17,16 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent, Im
 from openai.types.image_edit_params import ImageEditParamsBase
 from PIL import Image
 from serving import serving, waited
-from talking import client_of
+from talking import QUICK, client_of, png
 
-from language.stub import StubEngine
 from studiolo.drawing.model import ImageModel
 from studiolo.drawing.provenance import read_provenance
 from studiolo.drawing.reproduction import reproduce
-from studiolo.models.registry import CARD_FILE, register
 from studiolo.server.keys import KeyStore
 from studiolo.server.openai.image_edits_wire import EditRequest
 from studiolo.server.openai.wire import standings
-from tiny import tiny_folder
 
-QUICK = {"steps": 2, "seed": 7}
-
-
-@pytest.fixture(autouse=True)
-def tiny(tmp_path):
-    """A model `tiny`, and a subject `my-fox`."""
-    register(tiny_folder(tmp_path / "base"), "tiny")
-    subject = tiny_folder(tmp_path / "subject", seed=1)
-    card = {"title": "My fox", "class_noun": "fox", "identifier": "zwx", "base": {"name": "tiny"}}
-    (subject / CARD_FILE).write_text(json.dumps(card))
-    register(subject, "my-fox")
-
-
-@pytest.fixture
-def served(studiolo_home):
-    with serving(studiolo_home, {"stub": StubEngine()}, jobs=True) as served:
-        yield served
-
-
-@pytest.fixture
-def client(served):
-    return client_of(served.url)
+pytestmark = pytest.mark.usefixtures("foxes")
 
 
 def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -73,10 +49,6 @@ def clear_left(image: Image.Image) -> Image.Image:
 
 PHOTO = file_of(noise())
 MASK = file_of(clear_left(Image.new("RGB", (32, 32), "red")))
-
-
-def png(image) -> bytes:
-    return base64.b64decode(image.b64_json)
 
 
 def pixels(data: bytes) -> np.ndarray:

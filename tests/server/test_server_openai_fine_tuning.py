@@ -17,7 +17,6 @@ from PIL import Image
 from serving import serving, waited
 from talking import client_of
 
-from language.stub import StubEngine
 from lessons import QUICK
 from studiolo.drawing.provenance import read_provenance
 from studiolo.models.registry import register
@@ -57,17 +56,6 @@ def archive() -> bytes:
 @pytest.fixture(autouse=True)
 def tiny(tmp_path):
     register(tiny_folder(tmp_path / "base"), "tiny")
-
-
-@pytest.fixture
-def served(studiolo_home):
-    with serving(studiolo_home, {"stub": StubEngine()}, jobs=True) as served:
-        yield served
-
-
-@pytest.fixture
-def client(served):
-    return client_of(served.url)
 
 
 def test_scores_while_it_is_taught(client):
