@@ -279,6 +279,23 @@ def test_content_with_a_picture_in_it_is_edited(client):
     assert (pixels_of(drawn) == pixels_of(alone[0].png)).all()
 
 
+def test_a_chat_goes_on_from_its_last_picture(client):
+    config = types.GenerateContentConfig(response_modalities=["IMAGE"], seed=5)
+    chat = client.chats.create(model=TINY, config=config)
+    first, second, third = (
+        chat.send_message(said).parts[0].inline_data.data for said in ("a fox", "a red fox", "a fox on snow")
+    )
+    assert read_provenance(io.BytesIO(first)).given is None
+    begun = [read_provenance(io.BytesIO(data)).given.image for data in (second, third)]
+    assert begun == [hashlib.sha256(data).hexdigest() for data in (first, second)]
+    alone = asyncio.run(Artist(device="cpu").draw(TINY, "a red fox", seed=5, init=first))
+    assert (pixels_of(second) == pixels_of(alone[0].png)).all()
+    own = types.Part.from_bytes(data=png_of(noise()), mime_type="image/png")
+    fourth = chat.send_message([own, "a fox"]).parts[0].inline_data.data
+    given = read_provenance(io.BytesIO(fourth)).given.image
+    assert given == hashlib.sha256(own.inline_data.data).hexdigest()
+
+
 def test_what_is_transparent_in_a_picture_is_painted(client):
     config = types.GenerateContentConfig(response_modalities=["IMAGE"], seed=5)
     clear = noise().convert("RGBA")

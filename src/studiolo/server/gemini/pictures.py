@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import math
@@ -13,6 +14,7 @@ from typing import Any
 from studiolo.errors import StudioloError
 from studiolo.jobs.artist import Picture
 from studiolo.language.conversation import (
+    Content,
     Data,
     Delta,
     FinishReason,
@@ -48,7 +50,9 @@ async def drawn_deltas(studio: Studio, request: Request, *, batch: bool = False)
     wishes = request if isinstance(request, PictureRequest) else None
     media_type, quality = (wishes.media_type or PNG, wishes.quality) if wishes else (PNG, None)
     check_type(media_type)
-    size = sides(request.model, wishes.aspect_ratio) if wishes and wishes.aspect_ratio else {}
+    size = {}
+    if wishes and wishes.aspect_ratio:
+        size = await asyncio.to_thread(sides, request.model, wishes.aspect_ratio)
     pictures = await draw(
         studio,
         request.model,
@@ -85,6 +89,8 @@ async def draw(studio: Studio, model: str, prompt: str, *, batch: bool, **order:
 
 def sides(model: str, ratio: str) -> dict[str, int]:
     """Width and height of pictures of that ratio, with about as many pixels as the model was taught with.
+
+    It waits for the disk, and for torch where the files alone do not tell.
 
     Raises:
         InvalidRequestError: it is none of `RATIOS`.
@@ -131,7 +137,7 @@ def file_of(picture: Picture, media_type: str, quality: int | None = None) -> by
 
 
 def _prompt_of(request: Request) -> tuple[str, bytes | None]:
-    """The words of the one turn that there may be, and the picture to begin from."""
+    """The words of the last turn, and the picture to begin from: its own, or that of the turn before it."""
     asked = GenerationConfig(
         seed=request.config.seed, candidates=request.config.candidates, modalities=request.config.modalities
     )
@@ -148,20 +154,29 @@ def _prompt_of(request: Request) -> tuple[str, bytes | None]:
                 "this model draws, and has no use for this", where=where,
                 remedy="Leave it out; seed, candidateCount, responseModalities and imageConfig are taken.",
             )  # fmt: skip
-    if len(request.contents) > 1 or request.contents[0].role is not Role.USER:
+    *before, last = request.contents
+    drawn = _images_of(before[-1]) if before and before[-1].role is Role.MODEL else []
+    if last.role is not Role.USER or (before and not drawn):
         raise UnsupportedError(
-            "this model draws from one prompt, and remembers no conversation", where="contents",
+            "this model draws from one prompt, and remembers no conversation but its last picture",
+            where="contents",
             remedy="Send one content, or talk to a chat model with this one behind a plus: CHAT+MODEL.",
-        )  # fmt: skip
-    parts = request.contents[0].parts
-    images = [part.data for part in parts if isinstance(part, Data) and part.media_type.startswith("image/")]
+        )
+    parts, images = last.parts, _images_of(last)
     words = [part.text for part in parts if isinstance(part, Text)]
     if len(images) > 1 or len(images) + len(words) < len(parts):
         raise UnsupportedError(
             "this model draws from words, and from one picture that is sent along or uploaded",
-            where="contents[0].parts",
+            where=f"contents[{len(before)}].parts",
         )
-    return "\n".join(words), images[0] if images else None
+    begin = images or drawn
+    return "\n".join(words), begin[-1] if begin else None
+
+
+def _images_of(content: Content) -> list[bytes]:
+    return [
+        part.data for part in content.parts if isinstance(part, Data) and part.media_type.startswith("image/")
+    ]
 
 
 def _native(folder: Path) -> tuple[int, int]:

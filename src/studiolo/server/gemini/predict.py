@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -45,7 +46,7 @@ async def predict(model: str, http: HttpRequest, studio: House, who: Who) -> Wir
         return await embeddings.predicted(name, body, http, studio, who)
     asked = read("DrawRequest", body)
     parameters = asked.get("parameters", {})
-    prompt, order = _prompt_of(asked), _order_of(name, parameters)
+    prompt, order = _prompt_of(asked), await asyncio.to_thread(_order_of, name, parameters)
     order |= edit_of(asked["instances"][0], parameters)
     output = parameters.get("outputOptions", {})
     media_type = output.get("mimeType") or PNG
@@ -70,7 +71,7 @@ def _prompt_of(asked: Mapping[str, Any]) -> str:
 
 
 def _order_of(model: str, parameters: Mapping[str, Any]) -> Wire:
-    """The arguments of `Artist.draw`."""
+    """The arguments of `Artist.draw`. It waits for the disk."""
     if parameters.get("safetySetting", "block_none").lower() not in ("block_none", "off"):
         raise UnsupportedError(
             "pictures are not judged here", where="parameters.safety_setting", remedy="Say block_none."
