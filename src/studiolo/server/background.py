@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from studiolo.language.errors import OverloadedError
@@ -89,16 +89,24 @@ class Background:
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
+        self._coming = 0
 
-    def check(self) -> None:
-        """
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Holds a place for one that begins within the block.
+
         Raises:
             OverloadedError: no more can be begun now.
         """
-        if len(self._runs) >= MOST:
+        if len(self._runs) + self._coming >= MOST:
             raise OverloadedError(
                 f"{MOST} answers are being made in the background", retry_after=5.0, remedy="Try again later."
             )
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     def begin(
         self, id_: str, owner: str | None, *, made: Made, look: Callable[[], JSON], broken: Broken, keep: Keep

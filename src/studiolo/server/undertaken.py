@@ -45,9 +45,7 @@ async def begin(studio: Studio, caller: Caller, work: Work) -> Run:
     Raises:
         OverloadedError: too many are being made.
     """
-    studio.background.check()
     kept = kept_in(studio.database)
-    await asyncio.to_thread(kept.keep, replace(work.kept, running=True))
 
     async def steps() -> AsyncGenerator[JSON]:
         with studio.room.interactive(), studio.keys.working(caller):
@@ -59,9 +57,11 @@ async def begin(studio: Studio, caller: Caller, work: Work) -> Run:
         ended = replace(work.kept, body=work.now(), events=events if work.streams else None)
         await asyncio.to_thread(kept.end, ended)
 
-    return studio.background.begin(
-        work.kept.id, caller.key_id, made=steps, look=work.now, broken=work.broken, keep=keep
-    )
+    with studio.background.place():
+        await asyncio.to_thread(kept.keep, replace(work.kept, running=True))
+        return studio.background.begin(
+            work.kept.id, caller.key_id, made=steps, look=work.now, broken=work.broken, keep=keep
+        )
 
 
 async def fetched(studio: Studio, caller: Caller, kind: Kind, id_: str) -> Kept:
