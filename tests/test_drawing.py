@@ -123,6 +123,16 @@ def test_another_library_is_told(subject, tmp_path):
     assert result.changes == [f"torch: 1.0, now {torch.__version__}"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_picture_from_a_gpu_is_drawn_on_what_there_is(subject, tmp_path):
+    picture = draw(subject)[0]
+    machine = picture.record.machine.model_copy(update={"device": "cuda", "processor": "H100"})
+    there = Picture(picture.image, picture.record.model_copy(update={"machine": machine}))
+    result = reproduce(there.save(tmp_path / "there.png"))
+    assert (result.identical, result.difference) == (False, 0)
+    assert result.changes[0] == "device: cuda, now cpu"
+
+
 def test_other_weights_under_the_name_are_refused(subject, tmp_path):
     file = draw(subject)[0].save(tmp_path / "fox.png")
     elsewhere = tmp_path / "elsewhere"

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 
 from lessons import QUICK, lesson, teach
 from studiolo.cli.main import app
+from studiolo.dreambooth.recipe import Recipe
 from studiolo.errors import StudioloError
-from studiolo.evaluation.bench import CLASS_PICTURES, Bench, find_subjects
+from studiolo.evaluation.bench import CLASS_PICTURES, Bench, find_subjects, run_bench
 from studiolo.evaluation.dreambench import (
     CLASS_NOUNS,
     LIVE_PROMPTS,
@@ -311,6 +312,13 @@ def test_a_benchmark_goes_on_where_it_was_stopped(dataset, tmp_path, monkeypatch
     other = CliRunner().invoke(app, [*arguments, "--seed", "3"])
     assert isinstance(other.exception, StudioloError)
     assert "other settings: seed" in other.exception.message
+
+
+def test_the_prior_loss_is_not_told_of_where_it_has_no_weight(dataset, tmp_path):
+    bench = Bench(dataset, tmp_path / "out", {"dog6": "dog"}, Recipe(prior_weight=0), (False, True))
+    with pytest.raises(StudioloError, match="--prior without"):
+        run_bench(bench, load_judges())
+    assert not (tmp_path / "out").exists()
 
 
 def test_photographs_are_judged_as_large_as_they_are(dataset, tmp_path):

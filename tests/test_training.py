@@ -305,6 +305,15 @@ def test_resume_refuses_another_recipe(broken_off):
         resume(broken_off, display=Display.silent())
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on(broken_off):
+    record, file = json.loads((broken_off / "run.json").read_text()), broken_off / "run.json"
+    for key in ("color_jitter", "scores"):
+        del record["recipe"][key]
+    del record["recipe"]["class_images"]["negative_prompt"]
+    file.write_text(json.dumps(record))
+    assert resume(broken_off, display=Display.silent()).ref.card["step"] == 6
+
+
 def test_resume_refuses_other_images(broken_off, given, tmp_path):
     recipe, record = broken_off / "recipe.yaml", broken_off / "run.json"
     record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0', 1))
@@ -360,6 +369,7 @@ def test_resume_of_what_is_no_run(tmp_path):
         ({"accelerator": "gpu"}, "this machine cannot"),
         ({"devices": 2, "out": None}, "--out"),
         ({"resolution": 33}, "multiple"),
+        ({"buckets": True, "bucket_step": 10}, "bucket_step: 10 pixels"),
         ({"identifier": "fox"}, "class noun"),
         ({"noise_levels": {"mean": 0.5}}, "density"),
         ({"class_images": {"sampler": "euler", "eta": 0.5}}, "class_images.eta"),

@@ -107,7 +107,7 @@ def _load(
             where=path,
             remedy="Say where it is: --model NAME_OR_FOLDER.",
         )
-    drawer = ImageModel.load(name, record.machine.device, record.machine.dtype, places)
+    drawer = ImageModel.load(name, _device(record.machine.device), record.machine.dtype, places)
     pairs = [(f"the model '{name}'", drawer.fingerprint, record.model.fingerprint, "model")]
     for now, was in zip(drawer.adapters, record.model.adapters, strict=True):
         pairs.append((f"the adapter '{was.name}'", now.sha256, was.sha256, "adapter"))
@@ -120,6 +120,16 @@ def _load(
                 remedy=f"Say where the former one is: --{option} NAME_OR_FOLDER.",
             )
     return drawer
+
+
+def _device(recorded: str) -> str | None:
+    """The kind of device that drew it; None, which is the best there is, where this machine has none."""
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    return recorded if there.get(recorded) else None
 
 
 def _adapters(

@@ -99,8 +99,10 @@ class Run:
                 remedy="Start it again with `studiolo train`, in another folder.",
             )
         recipe = Recipe.from_yaml(self.recipe)
-        then, now = self._record()["recipe"], recipe.model_dump(mode="json")
-        if changed := [key for key in now if now[key] != then.get(key)]:
+        # A setting that came later than the run was then as it is by default now.
+        then = Recipe.build(self._record()["recipe"], where=self.record).model_dump(mode="json")
+        now = recipe.model_dump(mode="json")
+        if changed := [key for key in now if now[key] != then[key]]:
             raise StudioloError(
                 f"changed since the run began: {', '.join(changed)}",
                 where=self.recipe,

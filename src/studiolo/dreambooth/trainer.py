@@ -207,6 +207,12 @@ def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
             where="noise_levels",
             remedy="Set noise_levels.density to logit-normal.",
         )
+    if (recipe.bucket_step or 0) % components.size_unit:
+        raise StudioloError(
+            f"{recipe.bucket_step} pixels, and sides are multiples of {components.size_unit} here",
+            where="bucket_step",
+            remedy=f"Use {components.size_step}, or leave it to the model (null).",
+        )
     _check_samplers(recipe, components)
     rate, text_rate = rates(recipe, components)
     return {

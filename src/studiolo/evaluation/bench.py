@@ -204,6 +204,12 @@ def run_bench(
     Raises:
         StudioloError: the folder holds the results of other settings; Interrupted, as training does.
     """
+    if True in bench.priors and not bench.recipe.prior_weight:
+        raise StudioloError(
+            "the prior loss has no weight in this recipe",
+            where="prior_weight",
+            remedy="Set one, or teach without it: --prior without.",
+        )
     _check_folder(bench)
     rows: list[dict[str, Any]] = []
     report = BenchReport(bench, rows)
