@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import openai
@@ -21,8 +22,11 @@ from lessons import QUICK
 from studiolo.drawing.provenance import read_provenance
 from studiolo.models.registry import register
 from studiolo.server.keys import KeyStore
+from studiolo.server.openai import fine_tuning
 from studiolo.server.openai.fine_tuning_wire import JobRequest
 from studiolo.server.openai.wire import standings
+from studiolo.store.database import Database
+from studiolo.store.uploads import Uploads
 from tiny import tiny_folder
 
 RECIPE = {
@@ -259,6 +263,26 @@ def test_what_is_wrong_is_named(client, served):
         assert (told.value.status_code, told.value.param) == (status, param), (wrong, told.value)
     assert not client.fine_tuning.jobs.list().data
     assert not list(served.studio.tunings.folder.glob("*"))
+
+
+def test_of_two_that_ask_for_the_file_of_a_preview_one_makes_it(tmp_path, monkeypatch):
+    (path := tmp_path / "a.png").write_bytes(png(1))
+    files = Uploads(Database(f"sqlite:///{tmp_path / 'db'}"), tmp_path / "files")
+    append, told = files.append, []
+
+    def ask():
+        studio, record = SimpleNamespace(files=files), SimpleNamespace(owner=None)
+        return fine_tuning._file(studio, record, "preview-1", "a.png", "image/png", path)
+
+    def late(*given):
+        monkeypatch.setattr(files, "append", append)
+        told.append(ask())  # by another request, which begins it anew
+        return append(*given)
+
+    monkeypatch.setattr(files, "append", late)
+    assert (ask(), told) == (None, ["preview-1"])
+    assert ask() == "preview-1"
+    assert files.path("preview-1").read_bytes() == path.read_bytes()
 
 
 def test_files_that_teach_nothing(client):

@@ -174,6 +174,21 @@ def test_files_and_uploads_have_their_time(uploads, clock):
     assert [path.name for path in uploads.folder.rglob("*") if path.is_file()] == [long.id]
 
 
+def test_an_upload_that_is_at_work_is_let_end(uploads, clock):
+    def slowly():
+        yield b"abc"
+        clock.now += SESSION
+        uploads.expire()
+        yield b"def"
+
+    token = begun(uploads)
+    assert uploads.append(token, 0, slowly()) == 6
+    parts = uploads.folder / "parts"
+    assert [path.read_bytes() for path in parts.iterdir()] == [b"abcdef"]
+    uploads.expire()
+    assert list(parts.iterdir()) == []
+
+
 def test_a_deleted_file_leaves_nothing(uploads):
     record = kept(uploads)
     uploads.delete(record.id, owner=None)

@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -320,10 +320,10 @@ class Uploads:
             uploads = connection.execute(ended).scalars().all()
         if files:
             self._forget(files)
-        if uploads:
-            with self._database.begin() as connection:
-                connection.execute(_sessions.delete().where(_sessions.c.file.in_(uploads)))
-            for file in uploads:
+        for file in uploads:
+            with suppress(ConflictError), self._locked(file):  # one that is at work is left to the next look
+                with self._database.begin() as connection:
+                    connection.execute(_sessions.delete().where(_sessions.c.file == file))
                 self._part(file).unlink(missing_ok=True)
                 if self._record(file) is None:  # it had its name, and died before it was written down
                     (self.folder / file).unlink(missing_ok=True)
