@@ -289,6 +289,25 @@ def test_pages_of_other_origins_are_let_in_by_name_alone(ask):
         assert "access-control-allow-origin" not in other.headers
 
 
+def test_pages_that_may_not_call_cannot_have_work_done_blindly(ask):
+    """A form of any page can send this, without asking before; it only cannot read the answer."""
+    page = {"origin": "https://me.example", "content-type": "text/plain"}
+
+    def sent(server, **headers: str) -> int:
+        return httpx.post(f"{server.url}/spend", content="{}", headers=page | headers).status_code
+
+    with ask() as server:
+        key, _ = server.studio.keys.store.create("anna")
+        refused = httpx.post(f"{server.url}/spend", headers=page)
+        assert (refused.status_code, "--cors" in refused.text) == (403, True)
+        assert sent(server, origin="null") == sent(server, **{"x-goog-api-key": "any"}) == 403
+        assert sent(server, origin=server.url) == 200  # a page of its own
+        assert sent(server, **{"x-goog-api-key": key}) == 200
+    for allowed in ("https://me.example", "*"):
+        with ask(cors=(allowed,)) as server:
+            assert sent(server) == 200
+
+
 def test_the_document_is_one(ask):
     with ask() as server:
         document = httpx.get(f"{server.url}/openapi.json").json()
