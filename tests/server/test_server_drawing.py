@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from talking import Exactly, done
 
 from language.stub import CHATML, Script, StubCompleter
 from studiolo.language.collect import collected
 from studiolo.language.conversation import (
+    Call,
     Data,
+    Delta,
     FinishReason,
     GenerationConfig,
     Request,
@@ -113,6 +116,26 @@ def test_pictures_end_somewhere():
     response = studio.ask()
     assert kinds(response).count("data") == MOST_PICTURES
     assert response.candidates[0].finish is FinishReason.STOP
+
+
+def test_pictures_end_somewhere_also_of_a_model_that_asks_for_many_at_once():
+    """And that goes on asking when it may not, as some upstreams do."""
+    calls = [Delta(part=Call(name=DRAW, arguments={"prompt": f"a fox {n}"}, id=str(n))) for n in range(3)]
+    prompts: list[str] = []
+
+    async def draw(prompt: str) -> bytes:
+        prompts.append(prompt)
+        return b"PNG"
+
+    engine = Drawing(
+        Exactly([*calls, done()], [*calls, done()], [*calls, done()]), Subject("rex", None, draw)
+    )
+    request = Request(model="m", contents=(user("Draw foxes."),))
+    response = asyncio.run(collected(engine.generate(request)))
+    assert kinds(response).count("data") == len(prompts) == MOST_PICTURES
+    assert response.candidates[0].finish is FinishReason.STOP
+    assert response.notes == (f"an answer has at most {MOST_PICTURES} pictures",)
+    assert response.usage.answer == 3 * 2  # of all rounds
 
 
 def test_the_clients_functions_are_the_clients():

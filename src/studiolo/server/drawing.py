@@ -96,8 +96,8 @@ class Drawing(Around):
         """
         self._check(request)
         wanted = "image" in request.config.modalities
-        round_ = _Round(self._inner(request, forced=wanted), Usage())
-        for drawn in range(1, MOST_PICTURES + 2):
+        round_ = _Round(self._inner(request, forced=wanted), Usage(), MOST_PICTURES)
+        while True:
             async with aclosing(self._round(round_)) as stream:
                 async for delta in stream:
                     yield delta
@@ -107,7 +107,7 @@ class Drawing(Around):
             if last:
                 yield Delta(finish=FinishReason.STOP, usage=round_.usage, model=self.model)
                 return
-            round_ = self._next(round_, may_draw=not wanted and drawn < MOST_PICTURES)
+            round_ = self._next(round_, may_draw=not wanted and round_.left > 0)
 
     async def count_tokens(self, request: Request) -> int:
         return await self.engine.count_tokens(self._inner(request, forced=False))
@@ -131,6 +131,10 @@ class Drawing(Around):
                 said = Delta(part=delta.part, logprobs=delta.logprobs, notes=delta.notes, model=delta.model)
                 if said.part or said.logprobs or (said.notes and not delta.finish):
                     yield said
+        if len(round_.drawn) > round_.left:
+            yield Delta(notes=(f"an answer has at most {MOST_PICTURES} pictures",), model=self.model)
+            del round_.drawn[round_.left :]
+        round_.left -= len(round_.drawn)
         for call in round_.drawn:
             png = await self._subject.draw(str(call.arguments["prompt"]))
             yield Delta(part=Data(media_type="image/png", data=png), model=self.model)
@@ -144,7 +148,7 @@ class Drawing(Around):
             said = Content(role=Role.MODEL, parts=(*round_.said, *drawn))
             shown = [CallResult(name=call.name, id=call.id, result={"shown": True}) for call in drawn]
             turns = (*before.contents, said, user(*shown))
-            return _Round(before.model_copy(update={"contents": turns}), round_.usage)
+            return _Round(before.model_copy(update={"contents": turns}), round_.usage, round_.left)
         shows = "; ".join(str(call.arguments["prompt"]) for call in drawn)
         pictures = Text(text=f"(Here is {shows.replace('[V]', self._subject.name + ', the')}.)")
         said = Content(role=Role.MODEL, parts=(*round_.said, pictures))
@@ -152,7 +156,7 @@ class Drawing(Around):
             "contents": (*before.contents, said, user("Tell me in one sentence what it shows.")),
             "tool_choice": ToolChoice(mode=ToolMode.NONE),
         }
-        return _Round(before.model_copy(update=update), round_.usage)
+        return _Round(before.model_copy(update=update), round_.usage, round_.left)
 
     def _inner(self, request: Request, *, forced: bool) -> Request:
         """The request as the chat model gets it."""
@@ -199,10 +203,11 @@ class _Round:
         calls: functions of the client's are among them.
         last: the delta that ended the answer.
         usage: of this and all earlier rounds.
+        left: pictures that may still be drawn.
     """
 
-    def __init__(self, request: Request, usage: Usage) -> None:
-        self.request, self.usage = request, usage
+    def __init__(self, request: Request, usage: Usage, left: int) -> None:
+        self.request, self.usage, self.left = request, usage, left
         self.said: list[Part] = []
         self.drawn: list[Call] = []
         self.calls = False
