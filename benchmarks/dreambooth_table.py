@@ -118,22 +118,33 @@ def train(plan: Plan, lesson: Lesson, run: Path) -> None:
 
 def score_milestones(plan: Plan, lesson: Lesson, run: Path) -> Iterator[dict[str, Any]]:
     """The scores at each milestone; step 0 is the untaught base, asked for the same words."""
-    from studiolo.diffusion.sampling import SamplerSettings
-    from studiolo.drawing.model import ImageModel
-    from studiolo.evaluation.embedders import load_embedder
-    from studiolo.evaluation.exam import Exam
-    from studiolo.evaluation.eye import shipped_eye
-    from studiolo.evaluation.learned import training_images
-    from studiolo.evaluation.scores import Judge
-
-    taught, base = ImageModel.load(run / "model"), ImageModel.load(plan.base)
-    settings = SamplerSettings(plan.sampler, plan.sampling_steps)
-    exam = Exam(lesson.subject, plan.n, 1000 * lesson.seed, settings)
-    judge = Judge(exam, training_images(taught), load_embedder(), shipped_eye())
-    before = exam.draw(base.components, taught.identifier)
+    examiner = Examiner(plan, lesson, run)
     for step in plan.milestones:
-        after = exam.draw(_at(taught, run, step), taught.identifier) if step else before
-        yield {"step": step, "scores": judge.scores(before, after)}
+        yield {"step": step, "scores": examiner.scores(_at(examiner.taught, run, step) if step else None)}
+
+
+class Examiner:
+    """Asks what was taught from the images of `run`, and what its base was before."""
+
+    def __init__(self, plan: Plan, lesson: Lesson, run: Path) -> None:
+        from studiolo.diffusion.sampling import SamplerSettings
+        from studiolo.drawing.model import ImageModel
+        from studiolo.evaluation.embedders import load_embedder
+        from studiolo.evaluation.exam import Exam
+        from studiolo.evaluation.eye import shipped_eye
+        from studiolo.evaluation.learned import training_images
+        from studiolo.evaluation.scores import Judge
+
+        self.taught, base = ImageModel.load(run / "model"), ImageModel.load(plan.base)
+        settings = SamplerSettings(plan.sampler, plan.sampling_steps)
+        self.exam = Exam(lesson.subject, plan.n, 1000 * lesson.seed, settings)
+        self.judge = Judge(self.exam, training_images(self.taught), load_embedder(), shipped_eye())
+        self.before = self.exam.draw(base.components, self.taught.identifier)
+
+    def scores(self, components: Any = None) -> dict[str, Any]:
+        """Of a model that was taught the same; without one, of the base."""
+        after = self.exam.draw(components, self.taught.identifier) if components else self.before
+        return self.judge.scores(self.before, after)
 
 
 def _at(taught: Any, run: Path, step: int) -> Any:

@@ -7,7 +7,9 @@ Each choice is a process of its own, so that peaks are its own. The model is stu
 published sizes with random weights (benchmarks/fullsize.py); images and class images are random latents,
 since neither matters to memory or time. "above the model" is the peak over what the loaded model takes: of a
 GPU what PyTorch has allocated, else of the process. A step's time is the median after the first two; on a CPU
-it is CPU time, which other programs disturb least.
+it is CPU time, which other programs disturb least. "of the matrix rate" is the operations a second of a
+step's matrix products, convolutions and attention, counted by PyTorch, over those of one large matrix product
+in the same float type, measured in the same process; on CPUs both are of one thread's time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from studiolo.training.steps import MovingAverage, StepCallback
 
@@ -42,7 +45,10 @@ CHOICES: dict[str, dict[str, Any]] = {
     "full, Adafactor": {"optimizer": "adafactor"},
     "full, Prodigy": {"optimizer": "prodigy"},
     "full, moving average": {"ema_decay": 0.99},
+    "full, channels last": {"channels_last": True},
+    "full, compiled": {"compile": True},
 }
+MATRIX_TYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def main() -> None:
@@ -51,7 +57,7 @@ def main() -> None:
         print(json.dumps(work(options)))
         return
     found = {}
-    for name in list(CHOICES)[:2] if options.quick else CHOICES:
+    for name in options.choices:
         command = [sys.executable, __file__, "--work", name, *sys.argv[1:]]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -83,7 +89,7 @@ def work(options: argparse.Namespace) -> dict[str, float]:
     tokens = [tuple(row for _ in components.text_encoders)]
     prompts = ["a photo of a dog", "a dog on the beach"]
     module = Personalization(components, recipe, prompts, tokens, batches)
-    clock = Clock(device)
+    clock = Clock(device, count=not recipe.compile)
     callbacks = [clock, *([MovingAverage(recipe.ema_decay)] if recipe.ema_decay else [])]
     with quiet():
         trainer = plain_trainer(
@@ -91,7 +97,23 @@ def work(options: argparse.Namespace) -> dict[str, float]:
         )
         trainer.fit(module)
     trained = sum(module.parts.report["trained"].values())
-    return {"trained": trained, "held": held, "peak": memory(device), "step": clock.median}
+    taken = {"trained": trained, "held": held, "peak": memory(device), "step": clock.median}
+    return taken | {
+        "operations": clock.operations,
+        "rate": matrix_rate(device, MATRIX_TYPES[options.precision]),
+    }
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of a square matrix product, the best of some."""
+    side = 8192 if device == "cuda" else 2048
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        began = now(device)
+        left @ right
+        best = min(best, now(device) - began)
+    return 2 * side**3 / best
 
 
 def load(name: str, device: str) -> Any:
@@ -135,13 +157,24 @@ def now(device: str) -> float:
 
 
 class Clock(StepCallback):
-    """When each step ended."""
+    """When each step ended, and, with `count`, the operations of the first."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, count: bool) -> None:
         self.device = device
         self.times: list[float] = []
+        self._counter = FlopCounterMode(display=False) if count else None
+
+    @property
+    def operations(self) -> int:
+        return self._counter.get_total_flops() if self._counter else 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 and self._counter:
+            self._counter.__enter__()
 
     def on_step(self, trainer: Any, module: Any, step: int) -> None:
+        if step == 1 and self._counter:
+            self._counter.__exit__(None, None, None)
         self.times.append(now(self.device))
 
     @property
@@ -153,15 +186,17 @@ class Clock(StepCallback):
 
 def table(found: dict[str, dict[str, float]]) -> str:
     lines = [
-        "| trained | numbers | above the model, MiB | of full | step, s | of full |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| trained | numbers | above the model, MiB | of full | step, s | of full | of the matrix rate |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     full = found["full"]
     for name, row in found.items():
         above, whole = row["peak"] - row["held"], full["peak"] - full["held"]
+        # What is compiled cannot be counted, but does what is not compiled does.
+        share = (row["operations"] or full["operations"]) / row["step"] / row["rate"]
         lines.append(
             f"| {name} | {row['trained']:,.0f} | {above:,.0f} | {above / whole:.0%} "
-            f"| {row['step']:.3f} | {row['step'] / full['step']:.2f} |"
+            f"| {row['step']:.3f} | {row['step'] / full['step']:.2f} | {share:.0%} |"
         )
     return "\n".join(lines)
 
@@ -174,11 +209,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="instance images, and class images, a step")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="CHOICE")
     parser.add_argument("--quick", action="store_true", help="as little as shows that it runs")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
-        options.steps, options.batch = 3, 1
+        options.steps, options.batch, options.choices = 3, 1, ["full", "U-Net alone"]
     return options
 
 

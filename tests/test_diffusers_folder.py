@@ -54,9 +54,10 @@ def test_a_folder_of_the_reference_pipeline_loads(folder, tmp_path):
     assert load_components(tmp_path / "theirs").fingerprint() == load_components(folder).fingerprint()
 
 
-def test_half_precision_is_stored_as_such_and_read_as_float32(tmp_path):
+def test_half_precision_is_stored_as_such_and_read_as_float32(tmp_path, capfd):
     components = tiny_components()
     save_components(components, tmp_path / "half", dtype=torch.float16)
+    assert capfd.readouterr() == ("", "")
     assert components.dtype == torch.float32
     stored = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}

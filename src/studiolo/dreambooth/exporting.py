@@ -40,6 +40,7 @@ def export_model(
         tokens.write()
     dtype = getattr(torch, recipe.weights_dtype)
     card = card | _place(recipe, base)
+    read_as = torch.float32  # in which an adapter is put on its base
     with atomic_dir(folder) as temporary:
         if recipe.learns_beside and recipe.export == "adapter":
             card = card | {"kind": "adapter"}
@@ -50,8 +51,9 @@ def export_model(
             save_adapter(adapter, temporary, dtype)
         else:
             save_components(_whole(components, recipe), temporary, dtype=dtype)
+            read_as = dtype  # the values are the same, and take half the room
         ref = ModelRef(str(card["name"]), temporary, "subject", card)
-        card = card | {"fingerprint": open_components(ref).fingerprint()}
+        card = card | {"fingerprint": open_components(ref, read_as).fingerprint()}
         (temporary / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

@@ -117,6 +117,9 @@ class Teaching:
                     self.trainer.fit(self.module, ckpt_path=checkpoint, weights_only=True)
                 if self.recipe.strategy == "fsdp":
                     self._gather(material, batches)
+                # The export needs the room of gradients and moments.
+                self.module.zero_grad()
+                self.trainer.strategy.optimizers = []
             except Interrupted as error:
                 raise self._told(error.signum) from None
         if self._interruption.signum and self.trainer.global_step < self.recipe.steps:

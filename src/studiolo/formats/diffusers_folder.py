@@ -65,12 +65,23 @@ def save_components(components: Components, path: str | Path, dtype: torch.dtype
             tokenizer.save_pretrained(folder / name)
         for part, module in components.modules.items():
             if dtype is not None and dtype != module.dtype:
-                module = copy.deepcopy(module).to(dtype=dtype)
+                module = _copy_as(module, dtype)
             module.save_pretrained(folder / part, safe_serialization=True)
             _forget_origin(folder / part / "config.json")
         _write_json(folder / "scheduler" / "scheduler_config.json", components.scheduler_config)
         _write_json(folder / _INDEX, _model_index(components))
     return path
+
+
+def _copy_as(module: Any, dtype: torch.dtype) -> Any:
+    """A deep copy of a network in another float type, without a moment in which it is there uncast."""
+    cast: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            twin = tensor.detach().to(dtype, copy=True)
+            parameter = isinstance(tensor, torch.nn.Parameter)
+            cast[id(tensor)] = torch.nn.Parameter(twin, requires_grad=False) if parameter else twin
+    return copy.deepcopy(module, cast)
 
 
 def _read_index(path: Path) -> dict[str, Any]:
