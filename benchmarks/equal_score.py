@@ -12,7 +12,6 @@ the script's best is, by straight lines between the milestones.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import statistics
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training import parser, peer_settings, teach
+from training import parser, peer_settings, seconds_of, teach
 
 SCRIPT = "diffusers' steps"
 KEPT = {"fidelity.subject": "fidelity", "context.subject": "context", "drift.class_distance": "class drift"}
@@ -71,7 +70,7 @@ def compare(options: argparse.Namespace, home: Path) -> dict[str, list[Point]]:
 
     def ours(name: str, **more: Any) -> tuple[Path, list[Point]]:
         run = teach(options, home, name, options.steps, **settings, **more)
-        return run, points(score_milestones(plan, lesson, run), seconds_of(run, 2 * options.batch))
+        return run, points(score_milestones(plan, lesson, run), seconds_of(options, run))
 
     run, with_own_rates = ours("own-rates")
     peer = peer_settings(options, home, run)
@@ -95,12 +94,6 @@ def compare(options: argparse.Namespace, home: Path) -> dict[str, list[Point]]:
         "studiolo, the same rate for both": with_one_rate,
         "studiolo": with_own_rates,
     }
-
-
-def seconds_of(run: Path, images: int) -> list[float]:
-    """Of each step, as its metrics have it."""
-    with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
-        return [images / float(row["images_per_second"]) for row in csv.DictReader(file)]
 
 
 def points(rows: Iterable[dict[str, Any]], seconds: list[float]) -> list[Point]:

@@ -116,7 +116,11 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
 
 def ours(options: argparse.Namespace) -> list[float]:
     compiled = {"compile": True} if options.work == WAYS[2] else {}
-    run = teach(options, options.home, "ours", options.steps, **compiled)
+    return seconds_of(options, teach(options, options.home, "ours", options.steps, **compiled))
+
+
+def seconds_of(options: argparse.Namespace, run: Path) -> list[float]:
+    """Of each step of a run, as its metrics have it."""
     with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
         return [2 * options.batch / float(row["images_per_second"]) for row in csv.DictReader(file)]
 
