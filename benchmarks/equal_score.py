@@ -1,12 +1,12 @@
 """Time until a subject is learned, against the steps of diffusers' DreamBooth script.
 
-    python benchmarks/equal_score.py --precision bf16
+    python benchmarks/equal_score.py --precision bf16 --subjects fox dog --seeds 0 1 2
 
-All ways teach the same subject with the same class images, schedule, batch and precision, and are asked the
-questions of `studiolo score` at the same milestones. The script has one rate for the U-Net and the text
-encoder; ours runs so, too, and with its own. The score is fidelity times context: the subject, and in the
-place that was asked for. What counts is the time of the steps alone (their median) until the score is what
-the script's best is, by straight lines between the milestones.
+All ways teach the same subjects with the same class images, schedule, batch and precision, and are asked the
+questions of `studiolo score` at the same milestones; scores are means over subjects and seeds. The script has
+one rate for the U-Net and the text encoder; ours runs so, too, and with its own. The score is fidelity times
+context: the subject, and in the place that was asked for. What counts is the time of the steps alone (their
+median) until the score is what the script's best is, by straight lines between the milestones.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import itertools
 import os
 import statistics
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training import parser, peer_settings, seconds_of, teach
+from training import SUBJECTS, parser, peer_settings, seconds_of, teach
 
 SCRIPT = "diffusers' steps"
 KEPT = {"fidelity.subject": "fidelity", "context.subject": "context", "drift.class_distance": "class drift"}
@@ -43,10 +43,20 @@ class Point:
 
 def main() -> None:
     options = parse()
-    with tempfile.TemporaryDirectory() as scratch:
-        home = options.home or Path(scratch)
-        os.environ["STUDIOLO_HOME"] = str(home)
-        found = compare(options, home)
+    lessons = [(subject, seed) for seed in options.seeds for subject in options.subjects]
+    found: dict[str, list[list[Point]]] = {}
+    for number, (subject, seed) in enumerate(lessons, 1):
+        with tempfile.TemporaryDirectory() as home:
+            os.environ["STUDIOLO_HOME"] = home
+            options.images, options.noun, options.seed = str(SUBJECTS / subject), subject, seed
+            for way, points in compare(options, Path(home)):
+                found.setdefault(way, []).append(points)
+                told = " ".join(f"{point.score:.2f}" for point in points)
+                print(f"{number}/{len(lessons)} {subject}, seed {seed}, {way}: {told}", flush=True)
+    show({way: mean(runs) for way, runs in found.items()})
+
+
+def show(found: dict[str, list[Point]]) -> None:
     for way, points in found.items():
         print(f"\n{way}\n\n| step | s | {' | '.join(KEPT.values())} | score |\n|{'--:|' * (len(KEPT) + 3)}")
         for point in points:
@@ -60,7 +70,8 @@ def main() -> None:
         print(f"| {way} | {told} | {best:.2f} |")
 
 
-def compare(options: argparse.Namespace, home: Path) -> dict[str, list[Point]]:
+def compare(options: argparse.Namespace, home: Path) -> Iterator[tuple[str, list[Point]]]:
+    """Each way's points for one subject and seed."""
     from dreambooth_table import Examiner, Lesson, Plan, score_milestones
 
     milestones = tuple(range(0, options.steps + 1, options.every))
@@ -73,10 +84,7 @@ def compare(options: argparse.Namespace, home: Path) -> dict[str, list[Point]]:
         return run, points(score_milestones(plan, lesson, run), seconds_of(options, run))
 
     run, with_own_rates = ours("own-rates")
-    peer = peer_settings(options, home, run)
-    _, with_one_rate = ours(
-        "one-rate", learning_rate=peer.learning_rate, text_learning_rate=peer.learning_rate
-    )
+    peer = replace(peer_settings(options, home, run), seed=options.seed)
     examiner = Examiner(plan, lesson, run)
     components, scored = examiner.taught.components, [{"step": 0, "scores": examiner.scores()}]
 
@@ -89,11 +97,10 @@ def compare(options: argparse.Namespace, home: Path) -> dict[str, list[Point]]:
     from peer_dreambooth import train
 
     spent = train(peer, on_step)
-    return {
-        SCRIPT: points(scored, spent),
-        "studiolo, the same rate for both": with_one_rate,
-        "studiolo": with_own_rates,
-    }
+    yield SCRIPT, points(scored, spent)
+    one_rate = {"learning_rate": peer.learning_rate, "text_learning_rate": peer.learning_rate}
+    yield "studiolo, the same rate for both", ours("one-rate", **one_rate)[1]
+    yield "studiolo", with_own_rates
 
 
 def points(rows: Iterable[dict[str, Any]], seconds: list[float]) -> list[Point]:
@@ -103,6 +110,18 @@ def points(rows: Iterable[dict[str, Any]], seconds: list[float]) -> list[Point]:
         scores = {key: row["scores"][key.split(".")[0]][key.split(".")[1]] for key in KEPT}
         found.append(Point(row["step"], each * row["step"], scores))
     return found
+
+
+def mean(runs: list[list[Point]]) -> list[Point]:
+    """The mean of the points of several runs, milestone by milestone."""
+    return [
+        Point(
+            together[0].step,
+            statistics.fmean(point.seconds for point in together),
+            {key: statistics.fmean(point.scores[key] for point in together) for key in KEPT},
+        )
+        for together in zip(*runs, strict=True)
+    ]
 
 
 def until(points: list[Point], aim: float) -> tuple[float, float] | None:
@@ -119,7 +138,8 @@ def parse() -> argparse.Namespace:
     more = parser(__doc__)
     more.add_argument("--every", type=int, default=25, help="steps between two exams")
     more.add_argument("-n", type=int, default=2, help="pictures of each question")
-    more.add_argument("--seed", type=int, default=0)
+    more.add_argument("--subjects", nargs="+", default=["fox"], help="of the sample subjects")
+    more.add_argument("--seeds", nargs="+", type=int, default=[0])
     more.set_defaults(steps=200, class_images=32)
     options = more.parse_args()
     if options.quick:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from peer_dreambooth import Settings
 
 WAYS = ("diffusers' steps", "studiolo", "studiolo, compiled")
+SUBJECTS = Path(__file__).resolve().parent.parent / "src/studiolo/base/subjects"
 PREPARE = "prepare"
 """Makes class images and encodes images, which a training does once: they are there for all ways."""
 
@@ -170,10 +171,7 @@ def show(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) ->
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """What any comparison with the script's steps takes."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sample = Path(__file__).resolve().parent.parent / "src/studiolo/base/subjects/fox"
     parser.add_argument("--model", default="studiolo-base")
-    parser.add_argument("--images", default=str(sample), help="folder of the subject")
-    parser.add_argument("--noun", default="fox")
     parser.add_argument("--batch", type=int, default=4, help="instance images a step; as many class images")
     parser.add_argument("--resolution", type=int, help="default: the model's own")
     parser.add_argument("--class-images", type=int, default=16)
@@ -188,6 +186,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def parse() -> argparse.Namespace:
     more = parser(__doc__)
+    more.add_argument("--images", default=str(SUBJECTS / "fox"), help="folder of the subject")
+    more.add_argument("--noun", default="fox")
     more.add_argument("--megapixels", type=float, help="enlarge the images to so many")
     more.add_argument("--warm", type=int, default=5, help="first steps that do not count")
     more.add_argument("--rounds", type=int, default=3)

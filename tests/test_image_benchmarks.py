@@ -24,7 +24,7 @@ def given(tmp_path_factory):
     ("name", "options", "expected"),
     [
         ("training", ["--images", "{images}", "--batch", "1", "--quick"], ["diffusers' steps", "studiolo"]),
-        ("equal_score", ["--images", "{images}", "--batch", "1", "--quick"], ["class drift", "| 4 |"]),
+        ("equal_score", ["--batch", "1", "--quick"], ["class drift", "| 4 |"]),
         (
             "generation",
             ["--pictures", "2", "--steps", "2", "--rounds", "1"],

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from torch.nn import functional as F
 
+from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import encode_prompts
 from studiolo.dreambooth.batches import Batch, Batches, Half, HalfBatch
 from studiolo.dreambooth.examples import ExampleSet
@@ -93,6 +97,57 @@ def test_the_loss_of_a_step_is_that_of_diffusers_formulas(prediction_type):
     assert losses["loss_instance"].item() == pytest.approx(instance.item(), rel=1e-5)
     assert losses["loss_prior"].item() == pytest.approx(prior.item(), rel=1e-5)
     assert losses["loss"].item() == pytest.approx((instance + 0.7 * prior).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_training_takes_the_steps_of_diffusers_script(prediction_type):
+    rates = {"unet": 1e-4, "text": 5e-5}
+    recipe = Recipe(batch_size=3, steps=8, warmup_steps=0, clip_norm=0.1).with_values(
+        {"learning_rate": rates["unet"], "text_learning_rate": rates["text"]}
+    )
+    module = fit(make_module(recipe, prediction_type))
+    trained = {"unet": module.denoiser, "text": module.text_encoders[0]}
+
+    expected = steps_of_the_script(recipe, tiny_components(prediction_type=prediction_type), rates)
+    for part, network in expected.items():
+        weights = trained[part].state_dict()
+        for name, weight in network.state_dict().items():
+            # A step moves a weight by its rate, whatever the gradient: by 4.5 of them in 8 falling steps.
+            # What has no gradient (softmax does not feel a key's bias) follows its rounding error.
+            some = 0.01 * rates[part] if "k_proj.bias" not in name else 9 * rates[part]
+            assert torch.allclose(weights[name], weight, rtol=0, atol=some), name
+
+
+def steps_of_the_script(recipe: Recipe, components: Components, rates: dict[str, float]) -> dict[str, Any]:
+    """The networks after the steps of `train_dreambooth.py --with_prior_preservation` of diffusers, with a
+    rate for each: one batch of both halves, its text encoded anew, AdamW, clipping, a linear schedule."""
+    unet, text = components.denoiser, components.text_encoders[0]
+    groups = [{"params": list(n.requires_grad_().train().parameters())} for n in (unet, text)]
+    groups = [group | {"lr": rate} for group, rate in zip(groups, rates.values(), strict=True)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-2)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=recipe.steps)
+    scheduler = DDPMScheduler.from_config(components.scheduler_config)
+    length = components.tokenizer.model_max_length
+    ids = components.tokenizer(
+        PROMPTS, padding="max_length", max_length=length, return_tensors="pt"
+    ).input_ids
+    for batch in make_batches(recipe):
+        latents, noise, timesteps, prompts = (
+            torch.cat([getattr(half, name) for half in batch.halves])
+            for name in ("latents", "noise", "timesteps", "prompts")
+        )
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        prediction = unet(noisy, timesteps, text(ids[prompts])[0]).sample
+        target = noise
+        if scheduler.config.prediction_type == "v_prediction":
+            target = scheduler.get_velocity(latents, noise, timesteps)
+        (prediction, prior), (target, prior_target) = prediction.chunk(2), target.chunk(2)
+        (F.mse_loss(prediction, target) + recipe.prior_weight * F.mse_loss(prior, prior_target)).backward()
+        torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], recipe.clip_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return {"unet": unet, "text": text}
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
