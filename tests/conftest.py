@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from warm import warmed
 
 settings.register_profile("studiolo", deadline=None)  # how fast a machine is, is not what tests tell
 settings.load_profile("studiolo")
@@ -16,3 +20,35 @@ def studiolo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("STUDIOLO_HOME", str(home))
     return home
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """An executable like python that has imported already what takes long; see `warm`."""
+    with warmed() as python:
+        yield python
+
+
+@pytest.fixture(scope="module")
+def warm_trainings(warm_python: str) -> Iterator[None]:
+    """What servers begin to teach begins at once."""
+    from studiolo.jobs import tunings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tunings, "LEASH", [warm_python, *tunings.LEASH[1:]])
+        yield
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from spreading import Spreading
+
+    config.option.loadscopereorder = False
+    return Spreading(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        from spreading import order
+
+        order(items)
