@@ -118,6 +118,26 @@ def test_the_command_estimates_and_leaves_its_class_images(given, studiolo_home)
     assert not list(studiolo_home.glob("runs/*"))
 
 
+def test_it_takes_the_words_of_train(given, studiolo_home):
+    """Two subjects of two classes: twice as much is drawn to score them."""
+    scores = {"every": 1, "n": 1, "contexts": 1, "steps": 1}
+    settings = [f"--set={key}={json.dumps(value)}" for key, value in (QUICK | {"scores": scores}).items()]
+    words = ["--name", "pair", "--base", str(given["base"]), *settings]
+    images = str(given["images"])
+    found = []
+    for subjects in (
+        [images, "--class", "fox", "--identifier", "zwx"],
+        [f"--subject=vix=fox:{images}", f"--subject=rex=dog:{images}"],
+    ):
+        result = CliRunner().invoke(app, ["estimate", *subjects, *words, "--json"])
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout))
+    assert found[1]["memory_mb"] == pytest.approx(found[0]["memory_mb"], rel=0.01)
+    assert found[1]["seconds_parts"]["scores"] > 0
+    made = [json.loads(file.read_text()) for file in studiolo_home.glob("cache/class-images/*/made-by.json")]
+    assert sorted(len(one["prompts"]) for one in made) == [4, 8]  # of one class, and of two
+
+
 @pytest.mark.parametrize(
     ("settings", "part", "files"),
     [

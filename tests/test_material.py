@@ -11,12 +11,13 @@ from PIL import Image
 
 from lessons import QUICK, losses, rows, same_weights, teach
 from studiolo.drawing.model import ImageModel
-from studiolo.dreambooth import callbacks
+from studiolo.dreambooth import callbacks, personalize
 from studiolo.dreambooth.examples import ExampleSet
 from studiolo.dreambooth.material import Interleaved
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.trainer import Interrupted, resume, train
 from studiolo.errors import StudioloError
+from studiolo.evaluation.training import training_scorer
 from tiny import tiny_folder
 
 
@@ -87,6 +88,28 @@ def test_two_subjects_in_one_run(folder, tmp_path):
         model.generate("a [V] fox", steps=1)
 
 
+def test_captions_may_name_every_subject(folder, tmp_path, monkeypatch):
+    """And scores while training are of all subjects together."""
+    (folder / "fox" / "0.txt").write_text("a [fox] fox beside [dog] dog")
+    seen, choose = [], personalize.tokenize
+    monkeypatch.setattr(
+        personalize, "tokenize", lambda c, prompts: seen.extend(prompts) or choose(c, prompts)
+    )
+    model = train(
+        name="pets", base=folder / "model", out=tmp_path / "run", display=Display.silent(),
+        subjects=[two(folder)[0] | {"captions": "sidecar"}, two(folder)[1]], scorer=training_scorer,
+        scores={"every": 6, "n": 1, "contexts": 1, "steps": 1}, **QUICK,
+    )  # fmt: skip
+    words = model.identifiers
+    assert seen[:3] == [
+        f"a {words['fox']} fox beside {words['dog']} dog",
+        f"a photo of {words['fox']} fox",
+        f"a photo of {words['dog']} dog",
+    ]
+    assert model.ref.card["scores"]["step"] == 6
+    (folder / "fox" / "0.txt").unlink()
+
+
 def test_previews_show_several_subjects_in_one_picture(folder, tmp_path):
     previews = {"every": 1, "steps": 1, "prompts": "a [fox] fox and a [dog] dog"}
     settings = QUICK | {"steps": 1, "previews": previews}
@@ -125,8 +148,6 @@ def test_one_word_for_two_subjects_is_refused(folder, tmp_path):
 def test_a_killed_run_goes_on_exactly(folder, tmp_path, monkeypatch, settings):
     settings = {"class_predictions": {"count": 4, "steps": 3}, "checkpoint_every": 2} | settings
     teach(given(folder, "dog"), tmp_path / "whole", **settings)
-    from studiolo.dreambooth import callbacks
-
     original = callbacks.Recorder.on_step
 
     def on_step(self, trainer, module, now):

@@ -76,6 +76,8 @@ def test_numbers_in_any_notation(recipe, text):
         ("precision=fp16", ["precision = 'fp16'", "'bf16-mixed'"]),
         ("class_images=3", ["class_images = 3"]),
         ("class_images.sampler=dimm", ["class_images.sampler = 'dimm'", "'ddim'"]),
+        ("lr_cycles=3", ["lr_cycles is of cosine_restarts"]),
+        ("lr_power=2", ["lr_power is of polynomial"]),
         ("trackers=[mlflow]", ["'mlflow'", "'tensorboard'"]),
         ("train_token_embedding=true", ["train_text_encoder"]),
         ("instance_prompt=a fox", ["[V]"]),
@@ -160,6 +162,7 @@ def test_several_subjects(tmp_path):
         ({"subjects": [REX, REX]}, "different names"),
         ({"subjects": [REX | {"name": "Rex!"}]}, "subjects.0.name = 'Rex!'"),
         ({"subjects": [REX | {"images": []}]}, "subjects.0.images"),
+        ({"subjects": [REX], "class_prompts": "a [rex] dog"}, "take [rex] out"),
         ({"subjects": [REX | {"noun": "dog"}]}, "no setting is called 'subjects.0.noun'"),
     ],
 )

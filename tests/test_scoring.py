@@ -43,11 +43,6 @@ class Scripted:
     def __init__(self, *fidelities: float, act=lambda calls: None) -> None:
         self.fidelities, self.act, self.calls = fidelities, act, 0
         self.seen: list[dict[str, torch.Tensor]] = []
-        self.titles: list[str] = []
-
-    def show(self, title: str) -> Image.Image:
-        self.titles.append(title)
-        return Image.new("RGB", (8, 8))
 
     def marks(self, components, baseline):
         self.seen.append({n: p.detach().clone() for n, p in components.denoiser.named_parameters()})
@@ -55,7 +50,12 @@ class Scripted:
         fidelity = self.fidelities[self.calls]
         self.calls += 1
         self.act(self.calls)
-        return Marks(fidelity, 1.0, 0.0, self.show, baseline or {"first": torch.tensor([fidelity])})
+        return marks(fidelity, baseline=baseline or {"first": torch.tensor([fidelity])})
+
+
+def marks(fidelity: float, prompt: float = 1.0, drift: float = 0.0, baseline=None) -> Marks:
+    picture = Image.new("RGB", (8, 8))
+    return Marks(fidelity, prompt, drift, ["beach"], {"the subject": [picture]}, baseline or {})
 
 
 def scores(run: Path) -> list[dict[str, float]]:
@@ -68,13 +68,14 @@ def taught(given, out, judge, **settings):
 
 
 def test_the_composite_is_the_weighted_mean():
-    marks = Marks(0.6, 0.9, 0.25, lambda title: Image.new("RGB", (8, 8)), {})
     weights = {"fidelity_weight": 2, "prompt_weight": 1, "drift_weight": 0.5}
     recipe = Recipe().with_values({"scores": {"every": 5, **weights}})
-    assert marks.composite(recipe.scores) == pytest.approx((2 * 0.6 + 0.9 + 0.5 * 0.75) / 3.5)
+    assert marks(0.6, 0.9, 0.25).composite(recipe.scores) == pytest.approx((2 * 0.6 + 0.9 + 0.5 * 0.75) / 3.5)
 
 
-def test_the_best_step_is_exported_and_the_last_beside_it(given, tmp_path):
+def test_the_best_step_is_exported_and_the_last_beside_it(given, tmp_path, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(Display, "note", lambda self, text: told.append(text))
     judge = Scripted(0.9, 0.1, 0.5, 0.3)  # the untaught base counts for nothing, however good
     taught(given, tmp_path / "run", judge, scores={"every": 2}, ema_decay=0.9)
     table = scores(tmp_path / "run")
@@ -92,9 +93,8 @@ def test_the_best_step_is_exported_and_the_last_beside_it(given, tmp_path):
     assert card["fingerprint"] == load_components(tmp_path / "run" / "model").fingerprint()
     assert [file.name for file in (tmp_path / "run" / "best").iterdir()] == ["step-000004.safetensors"]
     assert len(list((tmp_path / "run" / "scores").glob("step-*.png"))) == 4
-    assert (
-        judge.titles[2] == "step 4: composite 0.714, fidelity 0.500, prompt 1.000, drift 0.000 (best so far)"
-    )
+    line = "step 4: composite 0.714, fidelity 0.500, prompt 1.000, drift 0.000 (best so far)"
+    assert line in told
 
 
 def test_the_last_step_on_request_and_when_it_is_the_best(given, tmp_path):
@@ -151,8 +151,8 @@ def test_marks_are_those_of_the_pictures(given, tmp_path):
     """Against a derivation of its own: drawn by `generate`, looked at by the eye, compared pair by pair."""
     images = [Image.open(path).convert("RGB") for path in sorted(given["images"].iterdir())]
     wanted = {"every": 1, "n": 2, "contexts": 2, "steps": 2, "seed": 5, "sampler": "ddim"}
-    recipe = Recipe().with_values({"class_noun": "fox", "identifier": "zwx", "scores": wanted})
-    judge = training_scorer(recipe, images)
+    subject = {"images": str(given["images"]), "class_noun": "fox", "identifier": "zwx"}
+    judge = training_scorer(Recipe().with_values(subject | {"scores": wanted}), [images])
     untaught = load_components(given["base"])
     first = judge.marks(untaught, None)
     now = load_components(given["base"])
@@ -180,6 +180,34 @@ def test_marks_are_those_of_the_pictures(given, tmp_path):
 
     expected = min(1, right(mine) / right(old)) if right(old) else 1
     assert second.prompt == pytest.approx(expected)
+
+
+def test_marks_of_several_subjects_are_means_of_those_of_each(given):
+    images = [Image.open(path).convert("RGB") for path in sorted(given["images"].iterdir())]
+    learned = {"rex": images[:1], "vix": images[1:]}
+    nouns = {"rex": "dog", "vix": "fox"}
+    each = [
+        {"name": name, "images": ["there"], "class_noun": nouns[name], "identifier": f"{name}q"}
+        for name in learned
+    ]
+    scores = {"scores": QUICK | {"every": 1}}
+    judge = training_scorer(Recipe().with_values({"subjects": each} | scores), list(learned.values()))
+    untaught, now = load_components(given["base"]), load_components(given["base"])
+    with torch.no_grad():
+        now.denoiser.conv_out.weight.add_(0.05)
+    found = judge.marks(now, judge.marks(untaught, None).baseline)
+
+    alone = []
+    for one in each:
+        recipe = Recipe().with_values({key: value for key, value in one.items() if key != "name"} | scores)
+        of_one = training_scorer(recipe, [learned[one["name"]]])
+        alone.append(of_one.marks(now, of_one.marks(untaught, None).baseline))
+    for mark in ("fidelity", "prompt", "drift"):
+        assert getattr(found, mark) == pytest.approx(np.mean([getattr(m, mark) for m in alone]), abs=1e-6)
+    assert alone[0].fidelity != alone[1].fidelity
+    rows = [f"{name}: the {which}, seed 0" for name in ("rex", "vix") for which in ("subject", "class")]
+    assert list(found.rows) == rows
+    assert found.sheet("both").height > alone[0].sheet("one").height
 
 
 KILLED = """

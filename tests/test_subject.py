@@ -477,6 +477,13 @@ def test_captions_in_files(folder):
     ]
 
 
+def test_captions_may_say_the_subjects_name(folder):
+    (folder / "good0.txt").write_text("[rex] fox beside [vix] fox")
+    (folder / "good1.txt").write_text("a fox beside [vix] fox")
+    captions = [image.caption for image in load(folder, captions="sidecar", name="rex").images]
+    assert captions[:2] == ["[rex] fox beside [vix] fox", "a [V] fox beside [vix] fox"]
+
+
 def test_captions_that_were_not_asked_for_are_mentioned(folder):
     (folder / "good0.txt").write_text("a photo of [V] fox")
     assert load(folder).notes == ["good0.txt: ignored"]

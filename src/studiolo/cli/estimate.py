@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from studiolo.cli.options import ClassNoun, Images, Settings, check_taught, chosen_recipe
+from studiolo.cli.options import (
+    ClassNoun,
+    Identifier,
+    Images,
+    Settings,
+    Subjects,
+    check_taught,
+    chosen_recipe,
+)
 
 if TYPE_CHECKING:
     from studiolo.dreambooth.estimate import Estimate
@@ -17,11 +25,16 @@ if TYPE_CHECKING:
 def estimate(
     images: Images = None,
     class_noun: ClassNoun = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="As train takes it; makes no difference.")
+    ] = None,
+    subjects: Subjects = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Start from this model; else the recipe's.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in YAML.")] = None,
     settings: Settings = None,
+    identifier: Identifier = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what memory and time a training will take, as `studiolo train` with the same words would.
@@ -33,7 +46,7 @@ def estimate(
     """
     from studiolo.dreambooth.estimate import estimate as measured
 
-    chosen = chosen_recipe(recipe, settings, images, class_noun, base)
+    chosen = chosen_recipe(recipe, settings, images, class_noun, base, subjects, identifier)
     check_taught(chosen, "studiolo estimate IMAGES --class fox")
     found = measured(chosen)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else _text(found))

@@ -56,6 +56,17 @@ Images = Annotated[
 ClassNoun = Annotated[
     str | None, typer.Option("--class", metavar="NOUN", help="What the subject is: fox, backpack.")
 ]
+Subjects = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--subject",
+        metavar="NAME=NOUN:PATH",
+        help="One of several subjects, in place of IMAGES and --class: rex=dog:photos/rex. Repeatable.",
+    ),
+]
+Identifier = Annotated[
+    str | None, typer.Option(metavar="TOKEN", help="The word for the subject; else a rare one is found.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,6 +81,8 @@ def chosen_recipe(
     images: list[Path] | None = None,
     class_noun: str | None = None,
     base: str | None = None,
+    subjects: list[str] | None = None,
+    identifier: str | None = None,
 ) -> Recipe:
     """The recipe in `file` (else the default one), with what a command's options put above it.
 
@@ -82,8 +95,21 @@ def chosen_recipe(
         "images": [str(path.absolute()) for path in images or []],
         "class_noun": class_noun,
         "base": base,
+        "subjects": [_subject(text) for text in subjects or []],
+        "identifier": identifier,
     }
     return chosen.with_values({key: value for key, value in given.items() if value})
+
+
+def _subject(text: str) -> dict[str, str]:
+    """One of several subjects, of NAME=NOUN:PATH."""
+    name, equals, rest = text.partition("=")
+    noun, colon, path = rest.partition(":")
+    if not (equals and colon and path):
+        raise StudioloError(
+            "a subject has the form NAME=NOUN:PATH", where=f"--subject {text}", remedy="rex=dog:photos/rex"
+        )
+    return {"name": name, "class_noun": noun, "images": path}
 
 
 def check_taught(recipe: Recipe, example: str) -> None:

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from studiolo.cli.options import ClassNoun, Images, Settings, check_taught, chosen_recipe
+from studiolo.cli.options import (
+    ClassNoun,
+    Identifier,
+    Images,
+    Settings,
+    Subjects,
+    check_taught,
+    chosen_recipe,
+)
 
 
 class Method(StrEnum):
@@ -20,6 +28,7 @@ class Method(StrEnum):
 def sweep(
     images: Images = None,
     class_noun: ClassNoun = None,
+    subjects: Subjects = None,
     params: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,6 +51,7 @@ def sweep(
         Path | None, typer.Option(metavar="FILE", help="What all trials share, in YAML.")
     ] = None,
     settings: Settings = None,
+    identifier: Identifier = None,
     seed: Annotated[int, typer.Option(help="Of the search; that of the trainings is a setting.")] = 0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path("sweep"),
 ) -> None:
@@ -56,7 +66,7 @@ def sweep(
     from studiolo.evaluation.space import FORMS, parse_parameter
     from studiolo.evaluation.sweep import Sweep
 
-    chosen = chosen_recipe(recipe, settings, images, class_noun, base)
+    chosen = chosen_recipe(recipe, settings, images, class_noun, base, subjects, identifier)
     check_taught(chosen, "studiolo sweep IMAGES --class fox --param steps=100,200,400 --method grid")
     if not params:
         raise StudioloError("nothing to try", where="--param", remedy=FORMS)

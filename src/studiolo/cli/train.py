@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from studiolo.cli.options import ClassNoun, Images, Settings, chosen_recipe
+from studiolo.cli.options import ClassNoun, Identifier, Images, Settings, Subjects, chosen_recipe
 from studiolo.errors import StudioloError
 
 Text = str | None
@@ -18,14 +18,7 @@ def train(
     images: Images = None,
     class_noun: ClassNoun = None,
     name: Annotated[Text, typer.Option(metavar="NAME", help="A name for the taught model.")] = None,
-    subjects: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--subject",
-            metavar="NAME=NOUN:PATH",
-            help="One of several subjects, in place of IMAGES and --class: rex=dog:photos/rex. Repeatable.",
-        ),
-    ] = None,
+    subjects: Subjects = None,
     base: Annotated[
         Text,
         typer.Option(metavar="MODEL", help="Start from this name, folder or hub id (studiolo-base)."),
@@ -34,9 +27,7 @@ def train(
         Folder, typer.Option(metavar="FILE", help="Settings in YAML; options here stand above them.")
     ] = None,
     settings: Settings = None,
-    identifier: Annotated[
-        Text, typer.Option(metavar="TOKEN", help="The word for the subject; else a rare one is found.")
-    ] = None,
+    identifier: Identifier = None,
     out: Annotated[
         Folder, typer.Option(metavar="DIR", help="The run folder; else a new one in the data folder.")
     ] = None,
@@ -67,11 +58,7 @@ def train(
     from studiolo.dreambooth.trainer import Interrupted
     from studiolo.evaluation import training
 
-    chosen = chosen_recipe(recipe, settings)
-    if subjects:
-        chosen = chosen.with_values({"subjects": [_subject(text) for text in subjects]})
-    if identifier is not None:
-        chosen = chosen.with_values({"identifier": identifier})
+    chosen = chosen_recipe(recipe, settings, subjects=subjects, identifier=identifier)
     try:
         if resume is None:
             training.train(images, class_noun, name, base, chosen, out, replace=replace)
@@ -84,14 +71,3 @@ def train(
     except Interrupted as stopped:
         typer.echo(f"\n{stopped}", err=True)
         raise typer.Exit(128 + stopped.signum) from None
-
-
-def _subject(text: str) -> dict[str, str]:
-    """One of several subjects, of NAME=NOUN:PATH."""
-    name, equals, rest = text.partition("=")
-    noun, colon, path = rest.partition(":")
-    if not (equals and colon and path):
-        raise StudioloError(
-            "a subject has the form NAME=NOUN:PATH", where=f"--subject {text}", remedy="rex=dog:photos/rex"
-        )
-    return {"name": name, "class_noun": noun, "images": path}

@@ -133,10 +133,10 @@ def _drawn_on_the_way(recipe: Recipe) -> list[tuple[str, int, int]]:
     previews, scores = recipe.previews, recipe.scores
     times = 1 + recipe.steps // previews.every if previews.every else 0
     scored = 1 + -(-recipe.steps // scores.every) if scores.every else 0
-    prompts = len(previews.prompts) * max(1, len(recipe.subjects))
+    subjects = len(recipe.all_subjects)
     return [
-        ("previews", times * prompts * previews.count, previews.steps),
-        ("scores", scored * 2 * scores.contexts * scores.n, scores.steps),
+        ("previews", times * subjects * len(previews.prompts) * previews.count, previews.steps),
+        ("scores", scored * subjects * 2 * scores.contexts * scores.n, scores.steps),
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import join_present
+from studiolo.drawing.prompts import fill_identifier
 from studiolo.dreambooth.batches import Batches, Examples, Half
 from studiolo.dreambooth.buckets import Buckets, bucket_shapes, nearest_shape
 from studiolo.dreambooth.examples import Draw, ExampleSet, LatentEncoder
@@ -83,9 +84,10 @@ class Material:
 
     @cached_property
     def captions(self) -> list[str]:
-        """The prompt of each image, subject after subject."""
+        """The prompt of each image, subject after subject; [NAME] stands for any of them."""
+        words = {one.name: one.identifier for one in self.taught}
         return [
-            one.caption(image.caption or self.recipe.instance_prompt)
+            fill_identifier(one.caption(image.caption or self.recipe.instance_prompt), words)
             for one in self.taught
             for image in one.subject.images
         ]

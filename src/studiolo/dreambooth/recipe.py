@@ -73,7 +73,7 @@ class Recipe(Group):
     subjects: tuple[SubjectSettings, ...] = Field(
         (),
         description="Several subjects in one run, in place of images, class_noun, identifier, captions and "
-        "masks: each has these of its own, and a name, by which prompts say [NAME].",
+        "masks: each has these of its own, and a name, by which prompts and captions say [NAME].",
     )
 
     instance_prompt: str = Field(
@@ -264,8 +264,13 @@ class Recipe(Group):
                 raise ValueError(f"subjects need different names, and none is V: {', '.join(names)}")
         if "[V]" not in self.instance_prompt:
             raise ValueError("instance_prompt has no [V], the place of the identifier")
-        if any("[V]" in prompt for prompt in self.class_prompts):
-            raise ValueError("class_prompts describe the class without the subject: take [V] out")
+        for mark in ("[V]", *(f"[{subject.name}]" for subject in self.subjects)):
+            if any(mark in prompt for prompt in self.class_prompts):
+                raise ValueError(f"class_prompts describe the class without the subject: take {mark} out")
+        if self.lr_cycles > 1 and self.lr_schedule != "cosine_restarts":
+            raise ValueError("lr_cycles is of cosine_restarts: set lr_schedule")
+        if self.lr_power != 1 and self.lr_schedule != "polynomial":
+            raise ValueError("lr_power is of polynomial: set lr_schedule")
         return self
 
     @classmethod

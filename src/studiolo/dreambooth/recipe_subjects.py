@@ -10,7 +10,7 @@ from studiolo.dreambooth.recipe_group import Group, Many
 
 
 class SubjectSettings(Group):
-    """One of several subjects of a run. In prompts for drawing, [NAME] stands for it."""
+    """One of several subjects of a run. In prompts for drawing and in captions, [NAME] stands for it."""
 
     name: str = Field(
         pattern=r"^V$|^[a-z0-9][a-z0-9-]{0,31}$", description="What it is called in prompts: [rex] for rex."

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from studiolo.diffusion.components import Components
+from studiolo.drawing.sheet import comparison_table
 from studiolo.dreambooth.metrics import MetricsFile
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
@@ -29,7 +30,7 @@ Baseline = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Marks:
-    """What a model was found to be worth, and the pictures by which: `sheet` shows them below a title.
+    """What a model was found to be worth, and the pictures by which: rows of them below heads of `columns`.
 
     `fidelity` is a cosine, `prompt` lies in [0, 1], `drift` is a cosine distance in [0, 2]. `baseline` is
     what the marks of later steps are measured against.
@@ -38,7 +39,8 @@ class Marks:
     fidelity: float
     prompt: float
     drift: float
-    sheet: Callable[[str], Image.Image]
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Image.Image]]
     baseline: Baseline
 
     def composite(self, settings: ScoreSettings) -> float:
@@ -46,6 +48,11 @@ class Marks:
         weights = settings.fidelity_weight, settings.prompt_weight, settings.drift_weight
         parts = self.fidelity, self.prompt, 1 - self.drift
         return sum(w * part for w, part in zip(weights, parts, strict=True)) / sum(weights)
+
+    def sheet(self, title: str) -> Image.Image:
+        return comparison_table(
+            list(self.rows.values()), row_captions=list(self.rows), column_captions=self.columns, title=title
+        )
 
 
 class Scorer(Protocol):
@@ -56,8 +63,8 @@ class Scorer(Protocol):
         ...
 
 
-ScorerMaker = Callable[[Recipe, Sequence[Image.Image]], Scorer]
-"""(resolved recipe, images of the subject) -> who judges; StudioloError where its weights are missing."""
+ScorerMaker = Callable[[Recipe, Sequence[Sequence[Image.Image]]], Scorer]
+"""(resolved recipe, images of each of its subjects) -> who judges; StudioloError without their weights."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class ScoreKeeper(StepCallback):
             row = self._row(step, marks)
             if row.best:
                 self._keep(module, step)
-        self._tell(row, marks.sheet)
+        self._tell(row, marks)
 
     def _row(self, step: int, marks: Marks) -> ScoreRow:
         composite = marks.composite(self.settings)
@@ -153,12 +160,12 @@ class ScoreKeeper(StepCallback):
             self._stale = 0 if row.best else self._stale + 1
         return row
 
-    def _tell(self, row: ScoreRow, show: Callable[[str], Image.Image]) -> None:
+    def _tell(self, row: ScoreRow, marks: Marks) -> None:
         self._file.append(row)
         values = {key: value for key, value in asdict(row).items() if key not in ("step", "best")}
         told = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
         told = f"step {row.step}: {told}{' (best so far)' if row.best else ''}"
-        sheet = show(told)
+        sheet = marks.sheet(told)
         with atomic_path(self.run / "scores" / f"step-{row.step:06d}.png") as temporary:
             sheet.save(temporary)
         for tracker in self.trackers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,17 @@ def read_mask(
     return mask, [f"mask {path.name} used" if not white.all() else f"mask {path.name} covers the whole image"]
 
 
-def read_caption(image: Path, source: str | None, noun: str) -> tuple[str | None, list[str]]:
-    """The caption of `image` from its .txt file ("sidecar") or name ("filename"), and notes."""
+def read_caption(
+    image: Path, source: str | None, noun: str, marks: Sequence[str] = ("[V]",)
+) -> tuple[str | None, list[str]]:
+    """The caption of `image` from its .txt file ("sidecar") or name ("filename"), and notes.
+
+    `marks` are what may stand for the subject in it, [V] first.
+    """
     if source == "filename":
         # "a fox on grass_02 (1).jpg" -> "a fox on grass"
         text = re.sub(r"[\s_\-]*(\(\d+\)|\d+)?$", "", re.sub(r"\s*\(\d+\)$", "", image.stem))
-        return _with_identifier(re.sub(r"[_\s]+", " ", text).strip(), noun, image)
+        return _with_identifier(re.sub(r"[_\s]+", " ", text).strip(), noun, marks, image)
     if source is None:
         return None, []
     file = image.with_suffix(".txt")
@@ -78,14 +84,16 @@ def read_caption(image: Path, source: str | None, noun: str) -> tuple[str | None
             where=file,
             remedy="Write it anew.",
         )
-    return _with_identifier(text, noun, file)
+    return _with_identifier(text, noun, marks, file)
 
 
-def _with_identifier(text: str, noun: str, where: Path) -> tuple[str, list[str]]:
-    """`text` with [V] in it: put before the class noun if it is missing."""
-    if "[V]" in text:
+def _with_identifier(text: str, noun: str, marks: Sequence[str], where: Path) -> tuple[str, list[str]]:
+    """`text` with one of `marks` in it: the first is put before the class noun if there is none."""
+    if any(mark in text for mark in marks):
         return text, []
-    marked, count = re.subn(rf"\b{re.escape(noun)}\b", f"[V] {noun}", text, count=1, flags=re.IGNORECASE)
+    marked, count = re.subn(
+        rf"\b{re.escape(noun)}\b", f"{marks[0]} {noun}", text, count=1, flags=re.IGNORECASE
+    )
     if not count:
         raise StudioloError(
             f"the caption {text!r} names neither [V] nor the class '{noun}'",

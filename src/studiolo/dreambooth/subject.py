@@ -35,7 +35,8 @@ class InstanceImage:
         sha256: of the file's bytes (of the pixels, without a file).
         image: upright RGB, its short side at most twice the model's.
         mask: mode L, white where the subject is, of the image's size; None counts the whole image.
-        caption: prompt with [V] in the identifier's place; None takes the recipe's.
+        caption: prompt with [V] (or the subject's name in brackets) in the identifier's place; None takes the
+            recipe's.
     """
 
     name: str
@@ -63,6 +64,7 @@ def load_subject(
     max_images: int = 200,
     masks: str | Path | None = None,
     captions: Captions | None = None,
+    name: str = "V",
 ) -> Subject:
     """Reads and checks the images of a subject.
 
@@ -73,6 +75,7 @@ def load_subject(
         max_images: more are refused; a subject is learned from 3 to 10.
         masks: folder of masks named as the images; without it, `NAME.mask.png` beside `NAME.jpg` is taken.
         captions: "sidecar" reads `NAME.txt` beside the image, "filename" the name itself; None neither.
+        name: of the subject, which captions may call [name] as well as [V].
 
     Raises:
         StudioloError: naming every file that was refused, why, and what to do.
@@ -88,7 +91,7 @@ def load_subject(
     found, ignored = find_images(sources, with_captions=captions == "sidecar")
     named = ", ".join(str(s) for s in sources if not isinstance(s, Image.Image)) or "images"
     _check_count(len(found), max_images, named)
-    preflight = _Preflight(noun, min_size, Path(masks) if masks else None, captions)
+    preflight = _Preflight(noun, min_size, Path(masks) if masks else None, captions, ("[V]", f"[{name}]"))
     preflight.run(found)
     return Subject(preflight.images, noun, notes + ignored + preflight.notes)
 
@@ -133,6 +136,7 @@ class _Preflight:
     min_size: int
     masks: Path | None
     captions: Captions | None
+    marks: Sequence[str]
     images: list[InstanceImage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _thumbnails: list[np.ndarray] = field(default_factory=list)
@@ -177,7 +181,7 @@ class _Preflight:
         mask = caption = None
         if path is not None:
             mask, on_mask = read_mask(find_mask(path, self.masks), image.size, small.size)
-            caption, on_caption = read_caption(path, self.captions, self.noun)
+            caption, on_caption = read_caption(path, self.captions, self.noun, self.marks)
             remarks += on_mask + on_caption
         return InstanceImage(path.name if path else where, path, sha256, small, mask, caption), remarks
 

@@ -252,6 +252,7 @@ def _load_subjects(recipe: Recipe, components: Components, size: int, display: D
             min_size=size,
             masks=given.masks,
             captions=given.captions,
+            name=given.name,
         )
         for note in subject.notes:
             display.note(f"note: {note}")
@@ -274,13 +275,7 @@ def _open_scorer(recipe: Recipe, scorer: ScorerMaker | None, taught: Sequence[Ta
         raise StudioloError(
             "nobody was given who judges", where="scores.every", remedy="Train by studiolo.train."
         )
-    if len(taught) > 1:
-        raise StudioloError(
-            "while training, one subject is scored, not several",
-            where="scores.every",
-            remedy="Set it to 0 and score the model afterwards: studiolo score.",
-        )
-    return scorer(recipe, [image.image for image in taught[0].subject.images])
+    return scorer(recipe, [[image.image for image in one.subject.images] for one in taught])
 
 
 def _identifier(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial, wraps
+from collections.abc import Mapping, Sequence
+from functools import wraps
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from studiolo.diffusion.components import Components
 from studiolo.diffusion.sampling import SamplerSettings
 from studiolo.diffusion.words import words_of
 from studiolo.drawing.model import ImageModel
-from studiolo.drawing.sheet import comparison_table
 from studiolo.dreambooth import trainer
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.scoring import Baseline, Marks
@@ -59,7 +59,8 @@ class TrainingScorer:
             # A base that fits no prompt leaves nothing to lose.
             prompt=min(1.0, max(0.0, fits / best)) if best > 0 else 1.0,
             drift=measures.drift(baseline["class"], seen),
-            sheet=partial(self._sheet, subject, of_class),
+            columns=list(self.exam.contexts),
+            rows={**self._rows("subject", subject), **self._rows("class", of_class)},
             baseline=baseline,
         )
 
@@ -69,35 +70,65 @@ class TrainingScorer:
         prompts = [prompt for prompt in self.exam.class_prompts() for _ in range(self.exam.n)]
         return [Asked(*pair) for pair in zip(prompts, self.exam.backgrounds, strict=True)]
 
-    def _sheet(
-        self, subject: Sequence[Image.Image], of_class: Sequence[Image.Image], title: str
-    ) -> Image.Image:
-        rows, captions = [], []
-        for name, pictures in (("subject", subject), ("class", of_class)):
-            for number, row in enumerate(zip(*(pictures[part] for part in self.exam.columns()), strict=True)):
-                rows.append(row)
-                captions.append(f"the {name}, seed {self.exam.seed + number}")
-        return comparison_table(
-            rows, row_captions=captions, column_captions=list(self.exam.contexts), title=title
+    def _rows(self, name: str, pictures: Sequence[Image.Image]) -> dict[str, Sequence[Image.Image]]:
+        """One a seed, by what stands before it."""
+        of_seeds = zip(*(pictures[part] for part in self.exam.columns()), strict=True)
+        return {f"the {name}, seed {self.exam.seed + i}": row for i, row in enumerate(of_seeds)}
+
+
+class SeveralScorer:
+    """Judges a model that is taught several subjects, by name: each mark is the mean over them."""
+
+    def __init__(self, scorers: Mapping[str, TrainingScorer]) -> None:
+        self.scorers = scorers
+
+    def marks(self, components: Components, baseline: Baseline | None) -> Marks:
+        """As `TrainingScorer.marks`; the baselines of the subjects are told apart by `NAME/`."""
+        found = {
+            name: scorer.marks(components, None if baseline is None else _part(baseline, name))
+            for name, scorer in self.scorers.items()
+        }
+        return Marks(
+            **{mark: fmean(getattr(m, mark) for m in found.values()) for mark in _MARKS},
+            columns=next(iter(found.values())).columns,
+            rows={
+                f"{name}: {row}": pictures for name, m in found.items() for row, pictures in m.rows.items()
+            },
+            baseline={
+                f"{name}/{key}": value for name, m in found.items() for key, value in m.baseline.items()
+            },
         )
 
 
-def training_scorer(recipe: Recipe, images: Sequence[Image.Image]) -> TrainingScorer:
-    """Who judges the training of a resolved recipe.
+_MARKS = ("fidelity", "prompt", "drift")
+
+
+def _part(baseline: Baseline, name: str) -> Baseline:
+    """That of one subject."""
+    return {k.removeprefix(f"{name}/"): v for k, v in baseline.items() if k.startswith(f"{name}/")}
+
+
+def training_scorer(
+    recipe: Recipe, images: Sequence[Sequence[Image.Image]]
+) -> TrainingScorer | SeveralScorer:
+    """Who judges the training of a resolved recipe, whose subjects are learned from `images` each.
 
     Raises:
         StudioloError: the weights of the embedder, or of CLIP, cannot be had.
     """
-    chosen, subject = recipe.scores, recipe.subjects[0] if recipe.subjects else recipe
-    word = " ".join(words_of(subject.identifier or "", recipe.token_vectors))
+    chosen = recipe.scores
     settings = SamplerSettings(chosen.sampler, chosen.steps, chosen.guidance_scale)
-    exam = Exam(subject.class_noun or "", chosen.n, chosen.seed, settings, chosen.contexts)
     device = "cuda" if recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
     prompts: PromptJudge = EyeJudge(shipped_eye())
     if chosen.embedder != "eye":
         prompts = ClipJudge(load_text_image(chosen.text_weights, device))
     embedder = load_embedder(chosen.embedder, chosen.weights, device)
-    return TrainingScorer(exam, word, images, embedder, prompts)
+    scorers = {}
+    for subject, learned in zip(recipe.all_subjects, images, strict=True):
+        word = " ".join(words_of(subject.identifier or "", recipe.token_vectors))
+        exam = Exam(subject.class_noun, chosen.n, chosen.seed, settings, chosen.contexts)
+        scorers[subject.name] = TrainingScorer(exam, word, learned, embedder, prompts)
+    return SeveralScorer(scorers) if recipe.subjects else scorers["V"]
 
 
 @wraps(trainer.train)
