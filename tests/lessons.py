@@ -26,6 +26,7 @@ QUICK: dict[str, Any] = {
     "text_learning_rate": 1e-3,
     "checkpoint_every": 100,
     "weights_dtype": "float32",
+    "precision": "32-true",  # the same on every machine
     "class_images": {"count": 6, "batch_size": 4, "steps": 2},
     "trackers": [],
 }

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from typer.testing import CliRunner
 
 from lessons import QUICK, lesson, teach
 from studiolo.cli.main import app
-from studiolo.dreambooth import teaching
+from studiolo.dreambooth import forecast, teaching
 from studiolo.dreambooth.memory import Memory, _inputs, _MicroBatch, estimate_memory
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.run import Run
 from studiolo.dreambooth.trainer import train
 from tiny_families import TINY
 
@@ -184,6 +186,22 @@ def test_the_record_compares_what_was_expected_with_what_was(given, tmp_path, mo
     assert found["memory_mb_expected"] == pytest.approx(found["memory_mb"], rel=0.5)
     assert found["seconds_expected"] > 0
     assert found["seconds"] > 0
+
+
+def test_steps_beside_other_work_are_no_forecast(tmp_path, monkeypatch):
+    """Five steps of 9 s beside class images, then steps of 2 s: what is left is told by the latter."""
+    clock, told = iter([0.0, 9, 18, 27, 36, 45, 47, 49, 51, 53]), []
+    monkeypatch.setattr(forecast.time, "perf_counter", lambda: next(clock))
+    display = Display.silent()
+    display.note = told.append
+    watch = forecast.Forecast(Run(tmp_path), display)
+    trainer = SimpleNamespace(is_global_zero=True, max_steps=68)
+    watch.on_train_start(trainer, None)
+    for step in range(1, 10):
+        watch.is_slowed = lambda step=step: step <= 5
+        watch.on_step(trainer, None, step)
+    assert told == ["about 2.00 s a step; 2.0 min for all that is left"]
+    assert watch.outcome()["seconds_expected"] == 51 + 2 * 60
 
 
 def test_a_training_that_needs_more_than_there_is_says_so(given, tmp_path, monkeypatch):

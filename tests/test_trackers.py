@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -25,6 +26,22 @@ def test_tensorboard_holds_the_scalars_and_the_previews(tmp_path):
         assert [event.step for event in events.Scalars(column)] == [1, 2]
     assert {"images_per_second", "memory_mb", "loss"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Images("previews")] == [0, 2]
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_tensorboard_forgets_what_a_killed_run_wrote_after_its_checkpoint(tmp_path, done):
+    """Also a run that had no checkpoint yet, and begins anew."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for life, first in enumerate((0, done)):
+        (tracker,) = open_trackers(Recipe(trackers=("tensorboard",)), tmp_path, first)
+        for step in range(first + 1, 5 - life):
+            tracker.scalars(step, {"loss": life})
+        tracker.close()
+        if not life:  # an hour ago: files are named after the second in which they begin
+            (file,) = (tmp_path / "tensorboard").iterdir()
+            file.rename(re.sub(r"(?<=tfevents\.)\d+", lambda t: str(int(t[0]) - 3600), str(file)))
+    seen = reader.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in seen] == [(s, float(s > done)) for s in (1, 2, 3)]
 
 
 def test_wandb_writes_offline(tmp_path, monkeypatch):

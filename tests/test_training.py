@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -139,12 +139,12 @@ def child_env() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
-def test_a_killed_process_goes_on_exactly(given, unbroken, tmp_path):
+def test_a_killed_process_goes_on_exactly(given, unbroken, tmp_path, warm_python):
     run = tmp_path / "run"
     code = KILLED.format(
         tests=str(Path(__file__).parent), run=str(run), **{k: str(v) for k, v in given.items()}
     )
-    killed = subprocess.run([sys.executable, "-c", code], env=child_env(), capture_output=True, text=True)
+    killed = subprocess.run([warm_python, "-c", code], env=child_env(), capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert [row[0] for row in rows(run)] == ["1", "2", "3", "4", "5"]
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
@@ -169,7 +169,7 @@ teach(given, Path({run!r}), batch_size=2, devices=2, accelerator="cpu", **{setti
 """
 
 
-def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path):
+def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path, warm_python):
     settings = {"learning_rate": 1e-4, "text_learning_rate": 1e-4, "text_encoder_stop_step": 4}
     teach(given, tmp_path / "one", batch_size=4, **settings)
     script = tmp_path / "two.py"
@@ -179,7 +179,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path):
         )
     )
     env = child_env() | {"STUDIOLO_HOME": str(tmp_path / "home")}  # so that the ranks make class images too
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([warm_python, str(script)], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [row[0] for row in rows(tmp_path / "two")] == ["1", "2", "3", "4", "5", "6"]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
@@ -248,6 +248,14 @@ def test_a_finished_run_can_be_resumed_to_no_effect(unbroken):
 def test_mixed_precision_trains(given, tmp_path, precision):
     teach(given, tmp_path / "run", precision=precision, steps=2)
     assert np.isfinite(losses(tmp_path / "run")).all()
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells what its processor can do")
+def test_the_machine_chooses_the_precision_and_the_recipe_keeps_it(given, tmp_path):
+    teach(given, tmp_path / "run", precision="auto", accelerator="cpu", steps=1)
+    has_bf16 = re.search(r"\b(avx512|amx)_bf16\b", Path("/proc/cpuinfo").read_text())
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert recipe["precision"] == ("bf16-mixed" if has_bf16 else "32-true")
 
 
 def test_without_prior_no_class_image_is_made(given, tmp_path, studiolo_home):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +14,7 @@ from studiolo.dreambooth.run import Run
 from studiolo.training.steps import StepCallback
 
 _SEEN = 3
-"""Steps after which the rest is forecast; the first allocates and counts for nothing."""
+"""Steps in a row with nothing beside them, after which the rest is forecast; the first allocates."""
 
 
 class Forecast(StepCallback):
@@ -26,6 +27,8 @@ class Forecast(StepCallback):
         self.run, self.display = run, display
         self.expected_memory = expected_memory
         """MiB, where they were estimated."""
+        self.is_slowed: Callable[[], bool] = lambda: False
+        """Whether something computes beside the steps now: class images may still be being made."""
         self._expected: float | None = None
         self._steps = 0
 
@@ -39,12 +42,15 @@ class Forecast(StepCallback):
         self._seconds.append(now - self._last)
         self._last = now
         self._steps += 1
-        if self._steps == _SEEN and trainer.is_global_zero:
+        if self._expected is not None:
+            return
+        if self.is_slowed():
+            self._seconds.clear()
+        if len(self._seconds) == _SEEN and trainer.is_global_zero:
             a_step = min(self._seconds[1:])
-            self._expected = now - self._begun + a_step * (trainer.max_steps - step)
-            self.display.note(
-                f"about {a_step:.2f} s a step; {self._expected / 60:.1f} min for all that is left"
-            )
+            left = a_step * (trainer.max_steps - step)
+            self._expected = now - self._begun + left
+            self.display.note(f"about {a_step:.2f} s a step; {left / 60:.1f} min for all that is left")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and self._steps:

@@ -45,6 +45,25 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
         ) from error
 
 
+def suitable_precision(recipe: Recipe) -> str:
+    """The recipe's precision; what suits this machine, where the recipe leaves it open."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    kind = recipe.accelerator
+    if kind in ("auto", "gpu") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        on_processor = kind == "cpu" or (kind == "auto" and not torch.backends.mps.is_available())
+        fast = on_processor and _processor_has_bf16()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _processor_has_bf16() -> bool:
+    """Whether its products of matrices take bfloat16: where they do not, PyTorch converts, and is slower."""
+    names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"  # PyTorch tells it nowhere in public
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def _strategy(recipe: Recipe) -> Any:
     """How the processes work together; alone, a process needs none."""
     processes = recipe.devices * recipe.num_nodes

@@ -157,6 +157,11 @@ class ClassImageMaker:
         self._stop = True
         self._thread.join()
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether this process still makes pictures."""
+        return bool(self._todo) and self._thread.is_alive()
+
     def wait(self, index: int, cancelled: Callable[[], None] = lambda: None) -> Image.Image:
         """Class image `index`, RGB, as soon as it is there.
 

@@ -206,8 +206,10 @@ class Recipe(Group):
     )
     flip: bool = Field(True, description="See each image mirrored half of the time.")
 
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
-        "32-true", description="Float type of the arithmetic; weights stay in float32. 16-mixed needs a GPU."
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        "auto",
+        description="Float type of the arithmetic; weights stay in float32. auto: bf16-mixed where the "
+        "machine computes in it, else 32-true. 16-mixed needs a GPU.",
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="What to compute on.")
     devices: int = Field(1, ge=1, le=4096, description="Devices a machine.")

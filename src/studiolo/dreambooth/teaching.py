@@ -258,6 +258,7 @@ class Teaching:
             world=self.trainer.world_size,
             on_picture=lambda done: self.display.advance(title, done),
         )
+        self._forecast.is_slowed = lambda: maker.is_at_work
         return stack.enter_context(maker)
 
     def _predict_class(self, material: Material) -> PredictionExamples:

@@ -33,7 +33,7 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -17,6 +17,7 @@ from studiolo.diffusion.samplers import make_scheduler
 from studiolo.diffusion.words import words_of
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth.identifier import check_identifier, find_identifier
+from studiolo.dreambooth.machine import suitable_precision
 from studiolo.dreambooth.material import Taught
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.rates import check_rate, rates
@@ -193,7 +194,7 @@ def prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | No
 
 
 def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
-    """What the recipe leaves to the model, as values of the recipe.
+    """What the recipe leaves to the model and the machine, as values of the recipe.
 
     Raises StudioloError for what this model cannot do.
     """
@@ -220,6 +221,7 @@ def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
         "clip_skip": components.family.clip_skip if recipe.clip_skip is None else recipe.clip_skip,
         "learning_rate": rate,
         "text_learning_rate": text_rate,
+        "precision": suitable_precision(recipe),
         "noise_levels": {"density": density},
     }
 
