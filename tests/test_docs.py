@@ -1,7 +1,8 @@
 """The documentation is true: its commands run, its links lead somewhere, its reference is that of the code.
 
 Every ```sh and ```python block of README.md and docs/ is run, page by page, from top to bottom, in a
-folder that looks like a fresh clone. Two comments above a block say otherwise, where a reader sees it:
+folder that looks like a fresh clone; what needs torch without the seconds that it takes to start (`warm`).
+Comments above a block say otherwise, where a reader sees it:
 
     <!-- not run: WHY -->
     <!-- run shorter: TEXT => TEXT THAT TAKES ITS PLACE IN THE TEST -->
@@ -15,10 +16,14 @@ import re
 import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pulled import weights_for_tests
 
@@ -38,9 +43,9 @@ class Block:
     language: str
     code: str
 
-    @property
-    def command(self) -> list[str]:
-        return ["bash", "-euo", "pipefail", "-c"] if self.language == "sh" else [sys.executable, "-c"]
+    def command(self, python: str) -> list[str]:
+        start = ["bash", "-euo", "pipefail", "-c"] if self.language == "sh" else [python, "-c"]
+        return [*start, self.code]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -71,19 +76,47 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def commands(warm_python, tmp_path_factory) -> str:
+    """PATH with `studiolo` in it, which is warm where it needs torch, and else that of the environment."""
+    installed = Path(sys.executable).parent
+    path = [str(tmp_path_factory.mktemp("commands")), str(installed), os.environ["PATH"]]
+    studiolo = Path(path[0]) / "studiolo"
+    studiolo.write_text(_STUDIOLO.format(warm=warm_python, installed=installed / "studiolo"))
+    studiolo.chmod(0o755)
+    return os.pathsep.join(path)
+
+
+_STUDIOLO = """#!/bin/sh
+case $1 in
+  train | estimate | generate | reproduce | score | sweep | bench | convert | merge)
+    exec "{warm}" -m studiolo.cli.main "$@" ;;
+esac
+exec "{installed}" "$@"
+"""
+
+
+@contextmanager
+def alone(page: Path) -> Iterator[None]:
+    """Pages that serve take the port that they show: one at a time."""
+    serves = any("studiolo serve" in block.code for block in blocks(page))
+    with FileLock(Path(tempfile.gettempdir()) / "studiolo-docs.lock") if serves else nullcontext():
+        yield
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=identify)
-def test_the_commands_of_a_page_run(page, clone, studiolo_home):
+def test_the_commands_of_a_page_run(page, clone, studiolo_home, commands, warm_python):
     if not all(file.exists() for file in SHIPPED):
         pytest.skip("the weights of studiolo-base are not in this checkout")
     for name in sorted(set(_NEEDS.findall(page.read_text(encoding="utf-8")))):
         weights_for_tests(name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for block in blocks(page):
-        done = subprocess.run(
-            [*block.command, block.code], cwd=clone, capture_output=True, text=True, check=False,
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src")},
-        )  # fmt: skip
-        assert done.returncode == 0, f"{block.code}\n{done.stdout}\n{done.stderr}"
+    env = {**os.environ, "PATH": commands, "PYTHONPATH": str(ROOT / "src")}
+    with alone(page):
+        for block in blocks(page):
+            done = subprocess.run(
+                block.command(warm_python), cwd=clone, capture_output=True, text=True, check=False, env=env
+            )
+            assert done.returncode == 0, f"{block.code}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identify)
