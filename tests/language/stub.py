@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from studiolo.language.conversation import Delta, FinishReason, Request, Text, TokenLogprob, Usage
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
 from studiolo.language.engines.completer import Completion, Piece, Tokens
 from studiolo.language.engines.constraints import matcher
 
@@ -148,7 +148,10 @@ class StubCompleter:
         return tuple(ids)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        return b"".join(self._vocabulary[token] for token in tokens).decode(errors="replace")
+        return b"".join(self.token_bytes(tokens)).decode(errors="replace")
+
+    def token_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        return [self._vocabulary[token] for token in tokens]
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
         """Counts of letters; texts that are alike have like vectors."""
@@ -378,6 +381,10 @@ class StubEngine:
     async def count_tokens(self, request: Request) -> int:
         """Words, for the stub."""
         return sum(len(content.text.split()) for content in request.contents)
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        """Letters, for the stub."""
+        return [[Token(ord(letter), letter.encode()) for letter in text] for text in texts]
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         return [[1.0] + [0.0] * ((dimensions or 4) - 1) for _ in texts]

@@ -652,6 +652,14 @@ def test_tokens_are_counted_with_tools_and_system():
     assert whole == {"model": "models/m"} | body_of(request)
 
 
+def test_tokens_are_not_told():
+    async def handler(asked: Asked, reply: Reply) -> None:
+        raise AssertionError("nobody is asked")
+
+    with pytest.raises(UnsupportedError, match="does not tell them"):
+        call(handler, "tokenize", ["a"])
+
+
 def test_embeddings_are_unit_vectors():
     async def handler(asked: Asked, reply: Reply) -> None:
         await reply.json({"embeddings": [{"values": [3.0, 4.0, 12.0]}, {"values": [0.0, 2.0, 0.0]}]})

@@ -80,6 +80,19 @@ def test_special_tokens_are_read_as_such_only_when_wished(engine):
     assert engine.tokenize("") == ()
 
 
+def test_tokens_have_the_bytes_that_the_server_says(engine):
+    text = "Die Straße, 世界 👩‍👩‍👧\n\tdef f(x): <|im_end|>"
+    body = {"content": text, "add_special": False, "parse_special": False, "with_pieces": True}
+    told = engine._desk.ask("/tokenize", body)["tokens"]
+    tokens = engine.tokenize(text, special=False)
+    assert list(tokens) == [one["id"] for one in told]
+    pieces = [one["piece"] for one in told]
+    data = [piece.encode() if isinstance(piece, str) else bytes(piece) for piece in pieces]
+    assert engine.token_bytes(tokens) == data
+    assert b"".join(data).decode() == text
+    assert any(isinstance(piece, list) for piece in pieces)  # a character may be in several tokens
+
+
 # --- what comes out ---------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,8 @@ def asked(completer: StubCompleter, contents: tuple[Content, ...] = HELLO, **nam
     response = collected_now(deltas)
     usage = response.usage
     assert usage.answer + usage.thoughts + usage.summaries == completer.made == usage.total - usage.prompt
-    opened = request.tool_choice.mode is ToolMode.ANY and not response.usage.thoughts
+    thought = completer.seen[0].completion.stop == (engine._channel.close,)  # it may be of no tokens
+    opened = request.tool_choice.mode is ToolMode.ANY and not thought
     forced = len(completer.tokenize(form.openings[0] + form.behind)) if opened else 0
     assert response.usage.prompt == prompt == len(completer.seen[0].completion.prompt) - forced
     assert [delta.usage is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
@@ -817,6 +818,15 @@ def test_embeddings_are_unit_vectors_of_the_length_that_is_wished():
         asyncio.run(engine.embed(["a"], dimensions=11))
     with pytest.raises(UnsupportedError, match="no embeddings"):
         asyncio.run(LocalEngine(StubCompleter(capabilities={"embeddings": False})).embed(["a"]))
+
+
+def test_tokens_are_told_with_their_bytes_and_none_is_a_control_token():
+    engine = LocalEngine(StubCompleter(words=["é", "Hal"]))
+    plain, forged, nothing = asyncio.run(engine.tokenize(["Hallé", EOS, ""]))
+    assert [token.data for token in plain] == [b"Hal", b"l", "é".encode()]
+    assert [token.data for token in forged] == [letter.encode() for letter in EOS]
+    assert nothing == []
+    assert all(engine._completer.detokenize([one.id]).encode() == one.data for one in plain)
 
 
 def test_it_is_an_engine():

@@ -781,6 +781,8 @@ def test_tokens_are_counted_where_the_server_can():
 
     with pytest.raises(UnsupportedError, match="counts tokens"):
         call(vllm, "count_tokens", HELLO)
+    with pytest.raises(UnsupportedError, match="does not tell tokens"):
+        call(vllm, "tokenize", ["a"])
 
 
 def test_keys_come_from_the_environment_and_go_to_their_own_server_only(monkeypatch):

@@ -22,7 +22,7 @@ from studiolo.language.conversation import (
     Usage,
     user,
 )
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
 from studiolo.language.engines.upstream import TimeLimits
 from studiolo.language.errors import (
     AuthenticationError,
@@ -68,6 +68,9 @@ class Scripted:
         yield Delta(finish=FinishReason.STOP, usage=USAGE)
 
     async def count_tokens(self, request: Request) -> int:
+        return await self._next()
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
         return await self._next()
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
@@ -133,12 +136,13 @@ def test_names_and_aliases():
 
 def test_a_name_as_an_engine():
     async def go():
-        router = Router({"name": [route(Scripted("hi", 7, [[1.0]]))]})
+        router = Router({"name": [route(Scripted("hi", 7, [[Token(1, b"a")]], [[1.0]]))]})
         engine = router.engine("name")
         assert (engine.model, engine.capabilities) == ("name", CAPABLE)
         other = HELLO.model_copy(update={"model": "whatever"})
         assert (await collected(engine.generate(other))).text == "hi"
         assert await engine.count_tokens(other) == 7
+        assert await engine.tokenize(["a"]) == [[(1, b"a")]]
         assert await engine.embed(["a"]) == [[1.0]]
         await engine.close()
 
@@ -344,11 +348,14 @@ def test_a_guess_of_tokens_counts_letters_and_the_bound():
 
 def test_counts_and_vectors_come_from_the_first_that_can():
     async def go():
-        first = Scripted(UnsupportedError("no"), UpstreamError("a"), [[1.0]])
+        first = Scripted(UnsupportedError("no"), UnsupportedError("no"), UpstreamError("a"), [[1.0]])
         router = Router(
-            {"name": [route(first), route(Scripted(7), "two")]}, clock=LeapingClock(), chance=Half()
+            {"name": [route(first), route(Scripted(7, [[Token(1, b"a")]]), "two")]},
+            clock=LeapingClock(),
+            chance=Half(),
         )
         assert await router.count_tokens(HELLO) == 7
+        assert await router.tokenize("name", ["a"]) == [[(1, b"a")]]
         assert await router.embed("name", ["a"]) == [[1.0]]
 
     asyncio.run(go())

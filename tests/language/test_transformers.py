@@ -275,6 +275,38 @@ def test_models_without_keys_and_values_for_every_token_are_known() -> None:
     assert why_not(gemma4()) is None
 
 
+def words_and_bytes(path: Path) -> None:
+    """A tokenizer as Llama 2 and Gemma have: a space is written as a letter, what is no word as bytes."""
+    vocabulary = {f"<0x{value:02X}>": value for value in range(256)}
+    vocabulary |= {text: 256 + place for place, text in enumerate(("▁", "H", "i", "Hi", "<eos>", "<unk>"))}
+    model = BPE(vocabulary, [("H", "i")], byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(path)
+
+
+@pytest.mark.parametrize("written", [byte_level, words_and_bytes])
+def test_tokens_are_told_with_their_bytes(tmp_path: Path, written: Callable[[Path], None]) -> None:
+    folder = saved(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": 263})), tmp_path)
+    written(folder)
+    text = "Hi Hié 世 <eos>"
+
+    async def told() -> tuple[list[int], list[bytes]]:
+        engine = completer(folder)
+        tokens = (await LocalEngine(engine).tokenize([text]))[0]
+        await engine.close()
+        return [token.id for token in tokens], [token.data for token in tokens]
+
+    ids, data = asyncio.run(told())
+    assert b"".join(data).decode() == text
+    assert ids == AutoTokenizer.from_pretrained(folder)(text, split_special_tokens=True)["input_ids"]
+    assert (b"Hi" in data) == (written is words_and_bytes)
+    assert data.count("é".encode()[:1]) == 1  # half of a character
+
+
 def test_control_tokens_that_the_template_names_are_said_and_can_be_asked_for(tmp_path: Path) -> None:
     """As `<|tool_call>` and `<|"|>` of Gemma 4; those with a role are not."""
     folder = saved(LlamaForCausalLM(LlamaConfig(**{**SHAPE, "vocab_size": 263})), tmp_path)

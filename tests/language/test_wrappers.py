@@ -26,7 +26,7 @@ from studiolo.language.conversation import (
     Usage,
     user,
 )
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
 from studiolo.language.safety.guarded import Guarded
 from studiolo.language.safety.judging import Judgement
 
@@ -52,6 +52,9 @@ class Inner:
 
     async def count_tokens(self, request: Request) -> int:
         return len(request.contents)
+
+    async def tokenize(self, texts):
+        return [[Token(1, text.encode())] for text in texts]
 
     async def embed(self, texts, *, dimensions=None):
         return [[float(dimensions)] for _ in texts]
@@ -106,6 +109,7 @@ def test_each_is_an_engine(kind, tmp_path):
         engine = around(kind, inner, tmp_path)
         assert (engine.model, engine.capabilities) == (inner.model, inner.capabilities)
         assert await engine.count_tokens(asking("Hi")) == 1
+        assert await engine.tokenize(["a", "b"]) == [[(1, b"a")], [(1, b"b")]]
         assert await engine.embed(["a", "b"], dimensions=5) == [[5.0], [5.0]]
         assert (await collected(engine.generate(asking("Hi")))).text == "One. Two. Red."
         await engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from google import genai
 
 from studiolo.language.conversation import Delta, FinishReason, Request, Text, Usage
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
+from studiolo.language.errors import UnsupportedError
 
 Said = Sequence[Delta | Exception | str]
 
@@ -56,6 +58,13 @@ class Scripted:
         """Words, for the stub."""
         texts = [request.system or "", *(content.text for content in request.contents)]
         return sum(len(text.split()) for text in texts)
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        """Words, by how long they are; `untold` nobody tells."""
+        if "untold" in texts:
+            raise UnsupportedError("this engine keeps them to itself")
+        words = [re.findall(r"\s*\S+", text) for text in texts]
+        return [[Token(len(word), word.encode()) for word in line] for line in words]
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         """The length of a text, and zeros."""

@@ -175,6 +175,11 @@ def counted(client: genai.Client) -> Any:
     return client.models.count_tokens(model="stub", contents=["one two", "three"]).total_tokens
 
 
+def computed(client: genai.Client) -> Any:
+    answer = client.models.compute_tokens(model="stub", contents=["one two", "three"])
+    return [(one.role, one.token_ids, [token.decode() for token in one.tokens]) for one in answer.tokens_info]
+
+
 def embedded(client: genai.Client) -> Any:
     answer = client.models.embed_content(
         model="stub", contents=["a", "bcd"], config={"output_dimensionality": 2, "task_type": "CLUSTERING"}
@@ -246,7 +251,7 @@ def asynchronous(client: genai.Client) -> Any:
 
 STOPS = [
     text, streamed, parsed, json_schema, chosen, thoughts, logprobs, calls_by_hand, calls_by_themselves, chat,
-    caches, counted, embedded, embedded_anew, listed, errors_of, blocked, withheld,
+    caches, counted, computed, embedded, embedded_anew, listed, errors_of, blocked, withheld,
     asynchronous,
 ]  # fmt: skip
 

@@ -131,6 +131,14 @@ def test_counts_and_vectors(told):
     assert told["embedded_anew"] == [[4.0, 0.0, 0.0]]
 
 
+def test_tokens(told):
+    """Part by part. The developer's client itself has no such call."""
+    if told["kind"] == "developer":
+        assert told["computed"].startswith("ValueError: This method is only supported")
+    else:
+        assert told["computed"] == [["user", [3, 4], ["one", " two"]], ["user", [5], ["three"]]]
+
+
 def test_models(told):
     assert told["listed"] == [["gemini-embedding-2", "stub"], "stub"]
 

@@ -190,7 +190,7 @@ def test_a_client_that_goes_away_ends_the_engine_s_work(serve, said, verb):
     served = serve(engine)
     body = json.dumps(HI).encode()
     head = (
-        f"POST /v1beta/models/stub:{verb} HTTP/1.1\r\nhost: x\r\nx-goog-api-key: k\r\n"
+        f"POST /v1beta/models/stub:{verb} HTTP/1.1\r\nhost: localhost\r\nx-goog-api-key: k\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     with served.connect() as connection:
@@ -357,11 +357,56 @@ def test_the_openapi_document_tells_of_the_fields(serve):
     assert "speechConfig" not in config
 
 
-def test_what_is_not_offered_says_so(serve):
-    error = posted(serve(Scripted()).url, "/v1beta1/publishers/google/models/stub:computeTokens").json()[
-        "error"
-    ]
-    assert (error["code"], error["status"]) == (501, "UNIMPLEMENTED")
+COMPUTE = "/v1beta1/publishers/google/models/stub:computeTokens"
+
+
+def test_tokens_are_told_as_google_tells_them(serve):
+    """Numbers are texts, as the JSON form of protocol buffers has those of 64 bits; tokens are in base64."""
+    turns = [{"role": "user", "parts": [{"text": "one two"}, {"text": ""}]}, {"parts": [{"text": "three"}]}]
+    answer = posted(serve(Scripted()).url, COMPUTE, {"contents": turns})
+    assert answer.json() == {
+        "tokensInfo": [
+            {"role": "user", "tokens": ["b25l", "IHR3bw=="], "tokenIds": ["3", "4"]},
+            {"role": "user", "tokens": [], "tokenIds": []},
+            {"tokens": ["dGhyZWU="], "tokenIds": ["5"]},
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ({"contents": {"parts": {"text": "untold"}}}, 501, "Ask countTokens"),
+        ({}, 400, "contents is not specified"),
+        ({"contents": []}, 400, "contents is not specified"),
+        ({"contents": {"parts": []}}, 400, "without parts"),
+        ({"contents": {"parts": [{"text": "a"}, {"functionCall": {"name": "f"}}]}}, 400, "[0].parts[1]"),
+        ({"contents": {"role": "system", "parts": {"text": "a"}}}, 400, "valid role"),
+        ({"instances": [{"prompt": "a"}]}, 400, "instances"),
+        ({"model": "other", "contents": {"parts": {"text": "a"}}}, 400, "the path"),
+        ({"contents": {"parts": {"text": "é" * (2**19 + 1)}}}, 413, "1,048,576"),
+    ],
+)  # fmt: skip
+def test_tokens_that_are_not_told(serve, body, status, told):
+    error = posted(serve(Scripted()).url, COMPUTE, body).json()["error"]
+    assert (error["code"], told in error["message"]) == (status, True), error
+    if status == 501:
+        assert error["status"] == "UNIMPLEMENTED"
+
+
+def test_contexts_of_all_keys_are_bounded_together(serve):
+    served = serve(Scripted(), all_contexts=1000)
+    keys = [served.studio.keys.store.create(name)[0] for name in ("anna", "ben")]
+    clients = [client_of(served.url, api_key=key) for key in (*keys, "any")]
+    made = clients[0].caches.create(model="stub", config={"contents": "a" * 500})
+    for client in clients:
+        with pytest.raises(errors.ClientError, match="for everybody") as told:
+            client.caches.create(model="stub", config={"contents": "a" * 500})
+        assert told.value.code == 413
+    clients[0].caches.delete(name=made.name)
+    assert clients[1].caches.create(model="stub", config={"contents": "a" * 500}).name
+    with pytest.raises(errors.ClientError, match="at most 128 letters"):
+        clients[2].caches.create(model="stub", config={"contents": "a", "display_name": "a" * 129})
 
 
 def test_each_key_has_contexts_of_its_own(serve):

@@ -106,6 +106,19 @@ def test_thoughts_are_counted_apart_and_the_budget_is_kept(client):
     assert answer.candidates[0].content.parts[0].thought
 
 
+def test_tokens_are_those_of_the_model(client):
+    enterprise = client_of(str(client._api_client._http_options.base_url), vertexai=True)
+    said = "Die Straße, 世界 🤪 <|im_end|>"
+    answer = enterprise.models.compute_tokens(model="smollm2", contents=[said, "Hi"])
+    first, second = answer.tokens_info
+    assert (first.role, b"".join(first.tokens).decode()) == ("user", said)
+    assert (second.role, second.tokens) == ("user", [b"Hi"])
+    assert all(len(info.tokens) == len(info.token_ids) for info in answer.tokens_info)
+    assert len(first.tokens) > 12  # the name of a control token is letters, where somebody says it
+    with pytest.raises(errors.ServerError, match="counted, and not told"):
+        enterprise.models.compute_tokens(model="minilm", contents="Hi")
+
+
 def test_probabilities(client):
     config = types.GenerateContentConfig(response_logprobs=True, logprobs=2, **GREEDY)
     answer = client.models.generate_content(model="smollm2", contents="Hi", config=config)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from studiolo.language.conversation import Delta, Request, Text, Thought, Usage
-from studiolo.language.engines.base import Capabilities, Engine
+from studiolo.language.engines.base import Capabilities, Engine, Token
 from studiolo.language.engines.upstream import TimeLimits, timed
 from studiolo.language.errors import (
     AuthenticationError,
@@ -193,6 +193,15 @@ class Router:
 
         return await self._only(routes, ask, 0)
 
+    async def tokenize(self, name: str, texts: Sequence[str]) -> list[list[Token]]:
+        """The tokens of each text, by the first route of that name that tells them; see `Engine.tokenize`."""
+        _, routes = self.resolve(name)
+
+        async def ask(engine: Engine, route: Route) -> AsyncGenerator[list[list[Token]]]:
+            yield await engine.tokenize(texts)
+
+        return await self._only(routes, ask, 0)
+
     async def embed(
         self, name: str, texts: Sequence[str], *, dimensions: int | None = None
     ) -> list[list[float]]:
@@ -307,6 +316,9 @@ class RoutedEngine:
 
     async def count_tokens(self, request: Request) -> int:
         return await self._router.count_tokens(request.model_copy(update={"model": self._name}))
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        return await self._router.tokenize(self._name, texts)
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         return await self._router.embed(self._name, texts, dimensions=dimensions)

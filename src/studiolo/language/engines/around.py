@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studiolo.language.conversation import Request
-from studiolo.language.engines.base import Capabilities, Engine
+from studiolo.language.engines.base import Capabilities, Engine, Token
 
 
 class Around:
@@ -24,6 +24,9 @@ class Around:
 
     async def count_tokens(self, request: Request) -> int:
         return await self.engine.count_tokens(request)
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        return await self.engine.tokenize(texts)
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         return await self.engine.embed(texts, dimensions=dimensions)

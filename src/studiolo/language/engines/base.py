@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import Field
 
@@ -31,6 +31,13 @@ class Capabilities(Value):
     """The most answers to one request."""
 
 
+class Token(NamedTuple):
+    """One of a vocabulary. `data` are the bytes that it stands for, which may be a part of a character."""
+
+    id: int
+    data: bytes
+
+
 class Engine(Protocol):
     """One model, answering. Safe to use from many tasks of one event loop.
 
@@ -54,6 +61,14 @@ class Engine(Protocol):
 
     async def count_tokens(self, request: Request) -> int:
         """Tokens of the whole prompt, template and tools included."""
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        """The tokens of each text by itself, without template, begin or end; the name of a control token is
+        read as letters, as wherever somebody says it.
+
+        Raises:
+            UnsupportedError: nobody tells them of this model.
+        """
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         """One unit vector a text; cut to `dimensions` and made unit again where the model allows it.

@@ -142,6 +142,9 @@ class Completer(Protocol):
 
     def detokenize(self, tokens: Sequence[int]) -> str: ...
 
+    def token_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        """What each of these tokens stands for, by itself; it may be a part of a character."""
+
     def complete(self, completion: Completion) -> AsyncGenerator[Piece]:
         """The continuation in pieces; the last one has `end`. Closing the generator frees the slot at once.
 

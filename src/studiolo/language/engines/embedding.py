@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from studiolo.language.conversation import Delta, Request
 from studiolo.language.embedders import MiniLM, cut
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
 from studiolo.language.errors import TooLongError, UnsupportedError
 
 
@@ -33,6 +33,13 @@ class EmbeddingEngine:
         """Tokens of all words of the request, each text between its two marks."""
         texts = [request.system or "", *(content.text for content in request.contents)]
         return sum([await self._embedder.count(text) for text in texts if text])
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        raise UnsupportedError(
+            "this model reads words without case and accents: its tokens are not the text's own bytes",
+            where=self.model,
+            remedy="Ask how many there are.",
+        )
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         """One unit vector a text.

@@ -16,7 +16,7 @@ from google.genai import errors, types
 from pydantic import ValidationError
 
 from studiolo.language.conversation import Delta, Request
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
 from studiolo.language.engines.gemini_body import body_of
 from studiolo.language.engines.gemini_stream import StreamReader
 from studiolo.language.engines.upstream import (
@@ -34,6 +34,7 @@ from studiolo.language.errors import (
     InvalidRequestError,
     LanguageError,
     TimedOutError,
+    UnsupportedError,
     UpstreamError,
 )
 from studiolo.language.metering import note
@@ -154,6 +155,10 @@ class GeminiEngine:
         if answer.total_tokens is None:
             raise UpstreamError("no count in the answer", where=self._where)
         return answer.total_tokens
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        """See `Engine`; not with a key of the Gemini API, which has no such call."""
+        raise UnsupportedError("the Gemini API counts tokens and does not tell them", where=self._where)
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         """See `Engine`."""

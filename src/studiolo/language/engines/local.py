@@ -25,7 +25,7 @@ from studiolo.language.decoding.template import ChatTemplate, Segment, Vault, to
 from studiolo.language.decoding.tools import ToolPlan
 from studiolo.language.decoding.wanted import Wanted, seeded
 from studiolo.language.embedders import cut
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
 from studiolo.language.engines.completer import Completer, Completion, Sampling, Tokens
 from studiolo.language.errors import InvalidRequestError, TooLongError, UnsupportedError
 
@@ -106,6 +106,11 @@ class LocalEngine:
     def prompt_tokens(self, request: Request) -> Tokens:
         """The prompt as `generate` would read it."""
         return self._prompt(request, self._tools(request))[0]
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        """The tokens of each text, as it would be read within a turn."""
+        read = [self._completer.tokenize(text, special=False) for text in texts]
+        return [list(map(Token, ids, self._completer.token_bytes(ids))) for ids in read]
 
     async def embed(self, texts: Sequence[str], *, dimensions: int | None = None) -> list[list[float]]:
         """One unit vector a text.

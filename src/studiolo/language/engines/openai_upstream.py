@@ -13,7 +13,7 @@ import openai
 from openai import AsyncOpenAI
 
 from studiolo.language.conversation import Delta, Request, Text, Thought
-from studiolo.language.engines.base import Capabilities
+from studiolo.language.engines.base import Capabilities, Token
 from studiolo.language.engines.openai_body import DIALECTS, Body, body_of
 from studiolo.language.engines.openai_stream import StreamReader
 from studiolo.language.engines.upstream import (
@@ -167,6 +167,10 @@ class OpenAIUpstream:
                 wanted = {"content": prompt, "add_special": True, "parse_special": True}
                 return len((await self._post("tokenize", wanted))["tokens"])
         raise UnsupportedError("the OpenAI API has no endpoint that counts tokens", where="count_tokens")
+
+    async def tokenize(self, texts: Sequence[str]) -> list[list[Token]]:
+        """See `Engine`; the OpenAI API has no such call."""
+        raise UnsupportedError("the OpenAI API does not tell tokens", where=self._where)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         root = self._base_url.removesuffix("/v1")

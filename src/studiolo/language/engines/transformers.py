@@ -94,6 +94,9 @@ class TransformersCompleter:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
+    def token_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        return [self._guidance.decode_bytes([token]) for token in tokens]
+
     def complete(self, completion: Completion) -> AsyncGenerator[Piece]:
         return self._pieces(self._job(completion))
 

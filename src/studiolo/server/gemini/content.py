@@ -1,4 +1,4 @@
-"""generateContent, streamGenerateContent and countTokens."""
+"""generateContent, streamGenerateContent, countTokens and computeTokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from studiolo.language.collect import collected
 from studiolo.language.errors import UnsupportedError
 from studiolo.server.auth import Caller, caller
 from studiolo.server.bodies import json_body
-from studiolo.server.errors import NotBuiltError, Told
+from studiolo.server.errors import Told
 from studiolo.server.gemini import errors, models
 from studiolo.server.gemini.attachments import attached
 from studiolo.server.gemini.document import body
 from studiolo.server.gemini.pictures import DRAWS, drawn_deltas
 from studiolo.server.gemini.reading import read
+from studiolo.server.gemini.tokens import compute
 from studiolo.server.gemini.wire_request import PictureRequest, check_model, request_from, request_of
 from studiolo.server.gemini.wire_response import Chunks, response_of
 from studiolo.server.sse import Event, Stream, attended, dumps
@@ -38,11 +39,11 @@ def add_routes(router: APIRouter, models_path: str) -> None:
         ("generateContent", generate, "GenerateContentRequest"),
         ("streamGenerateContent", stream, "GenerateContentRequest"),
         ("countTokens", count, "CountTokensRequest"),
+        ("computeTokens", compute, "ComputeTokensRequest"),
     ):
         router.add_api_route(
             f"{model}:{verb}", answer, methods=["POST"], response_model=None, openapi_extra=body(message)
         )
-    router.add_api_route(f"{model}:computeTokens", compute, methods=["POST"], include_in_schema=False)
 
 
 async def generate(model: str, http: HttpRequest, studio: House, who: Who) -> Response:
@@ -112,11 +113,6 @@ async def count(model: str, http: HttpRequest, studio: House, who: Who) -> Respo
     if all(isinstance(part, c.Text) for content in request.contents for part in content.parts):
         counted["promptTokensDetails"] = [{"modality": "TEXT", "tokenCount": total}]
     return JSONResponse(counted)
-
-
-async def compute(model: str, who: Who) -> None:
-    """Enterprise clients know it; its answer is a tokenizer's own numbers."""
-    raise NotBuiltError("tokens are counted here, and not told one by one", remedy="Ask countTokens.")
 
 
 async def _asked(model: str, method: str, http: HttpRequest, studio: Studio, who: Caller) -> c.Request:

@@ -19,6 +19,7 @@ _SCALARS: dict[str, dict[str, Any]] = {
 }
 _REQUIRED = {
     "GenerateContentRequest": ["contents"],
+    "ComputeTokensRequest": ["contents"],
     "EmbedContentRequest": ["content"],
     "BatchEmbedContentsRequest": ["requests"],
     "PredictRequest": ["instances"],

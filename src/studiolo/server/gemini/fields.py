@@ -192,6 +192,10 @@ MESSAGES: dict[str, dict[str, Field]] = {
         "generationConfig": Field("GenerationConfig"),
         "generateContentRequest": Field("GenerateContentRequest", "instead of all others"),
     },
+    "ComputeTokensRequest": {
+        **{name: _REQUEST[name] for name in ("model", "contents")},
+        "instances": refused("that was for models before Gemini; give contents"),
+    },
     "EmbedContentRequest": {
         "model": _REQUEST["model"],
         "content": Field("Content", "its texts, joined"),

@@ -32,6 +32,22 @@ def text_of(content: Fields, where: str) -> str:
     return "\n".join(part.text for part in parts if isinstance(part, Text))
 
 
+def texts_of(contents: Iterable[Fields]) -> list[tuple[str, str]]:
+    """The texts of contents that have nothing but words, part by part, each with the role that said it, as it
+    was written (empty: none was)."""
+    said = []
+    for number, content in enumerate(contents):
+        parts = _content(content, f"contents[{number}]").parts
+        for place, part in enumerate(parts):
+            if not isinstance(part, Text):
+                raise UnsupportedError(
+                    f"text is wanted here, and this is a part of kind '{part.kind}'",
+                    where=f"contents[{number}].parts[{place}]",
+                )
+            said.append((content.get("role", ""), part.text))
+    return said
+
+
 def _joined(turns: Iterable[Content]) -> Iterator[Content]:
     """The model's turns put together: Google's client keeps a streamed answer as one content for each chunk,
     the last of which may be empty."""
