@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from studiolo.errors import StudioloError
+from studiolo.errors import StudioloError, TooLargeError
 from studiolo.language.caching.cached import Cached
 from studiolo.language.caching.contexts import Contexts, Limits, Prefix
 from studiolo.language.caching.pins import Pins, Warming
@@ -207,12 +210,69 @@ def test_bytes_are_bounded_of_one_and_of_all(tmp_path, clock):
         kept(contexts)
 
 
+def test_who_come_together_are_not_one_too_many(tmp_path, monkeypatch):
+    """Each has contexts of its own on the folder, as each request with a key has."""
+    admit, both = Contexts._admit, threading.Barrier(2)
+
+    def slowly(self, context):
+        admit(self, context)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # in vain while one waits for the other
+
+    monkeypatch.setattr(Contexts, "_admit", slowly)
+
+    def make(number: int) -> str:
+        try:
+            return kept(Contexts(tmp_path, limits=Limits(number=1))).name
+        except RateLimitError:
+            return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(make, range(2)))
+    assert sorted(map(bool, made)) == [False, True]
+    assert len(Contexts(tmp_path).page().contexts) == 1
+
+
+def test_those_of_all_are_bounded_together(tmp_path):
+    def of(name: str, most: int) -> Contexts:
+        return Contexts(tmp_path / name, among=(most, tmp_path))
+
+    kept(of("anna", 10_000))
+    whole = sum(file.stat().st_size for file in tmp_path.rglob("*.jsonl"))
+    size = len(BOOK.model_dump_json().encode())
+    with pytest.raises(
+        TooLargeError, match=f"no room for {size} more bytes of contexts: {size - 1} are left"
+    ):
+        kept(of("ben", whole + size - 1))
+    kept(of("ben", whole + size))
+    with pytest.raises(TooLargeError, match="0 are left"):
+        kept(of("anna", whole))
+
+
+def test_a_title_is_bounded(contexts):
+    """It is in what lists read."""
+    assert kept(contexts, title="é" * 128).title == "é" * 128
+    with pytest.raises(InvalidRequestError, match="title has at most 128 letters, and this one 129"):
+        kept(contexts, title="é" * 129)
+
+
+def test_a_file_that_has_grown_is_not_read_whole(tmp_path, clock):
+    size = len(BOOK.model_dump_json().encode())
+    contexts = Contexts(tmp_path, limits=Limits(size=size), clock=clock)
+    name = kept(contexts).name
+    assert contexts.prefix(name) == BOOK
+    with (tmp_path / f"{name}.jsonl").open("ab") as file:
+        file.write(b" " * 2**17)
+    with pytest.raises(StudioloError, match=r"damaged context: more than [\d,]+ bytes(.|\n)*Delete"):
+        contexts.prefix(name)
+
+
 def test_what_expired_is_removed_oldest_first(contexts, clock):
     for name, hours in (("b", 2), ("c", 3), ("a", 1)):
         kept(contexts, name=name, ttl=hours * HOUR)
     clock.wait(2 * HOUR)
     assert [context.name for context in contexts.expire()] == ["a", "b"]
-    assert [file.name for file in contexts.folder.iterdir()] == ["c.jsonl"]
+    assert [file.name for file in contexts.folder.glob("[!.]*")] == ["c.jsonl"]
 
 
 def test_a_deleted_context_is_gone(contexts):
@@ -359,6 +419,20 @@ def test_a_context_that_leaves_no_room_is_refused(contexts):
         with pytest.raises(InvalidRequestError, match="200"):
             await Cached(Engine(), contexts).create(Prefix(system="x" * 200), ttl=HOUR)
         assert contexts.page().contexts == ()
+
+    asyncio.run(run())
+
+
+def test_what_is_too_large_is_refused_before_it_is_counted(tmp_path):
+    class Never(Engine):
+        async def count_tokens(self, request: Request) -> int:
+            raise AssertionError("this takes long")
+
+    async def run():
+        cached = Cached(Never(), Contexts(tmp_path, limits=Limits(size=1000)))
+        for prefix, title in ((Prefix(system="x" * 1000), ""), (CALM, "x" * 129), (Prefix(), "")):
+            with pytest.raises(InvalidRequestError):
+                await cached.create(prefix, ttl=HOUR, title=title)
 
     asyncio.run(run())
 

@@ -273,6 +273,18 @@ def test_what_is_wrong_is_told(ask, body, where):
     assert where in error["message"]
 
 
+def test_no_more_is_read_back_than_a_request_could_bring(serve, engine):
+    url = f"{serve(engine, largest_body=4000).url}/v1beta/interactions"
+    made = httpx.post(url, json=ASKED).json()
+    for _ in range(20):
+        made = httpx.post(url, json=ASKED | {"previous_interaction_id": made["id"]}).json()
+        if "error" in made:
+            break
+    assert made["error"]["code"] == 413
+    assert made["error"]["message"].startswith("previous_interaction_id: ")
+    assert "more than 4,000 bytes" in made["error"]["message"]
+
+
 # --- in the background ------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from studiolo.errors import NotFoundError
+from studiolo.errors import NotFoundError, TooLargeError
+from studiolo.server import kept as kept_module
 from studiolo.server.kept import LIFETIME, Kept, KeptAnswers
 from studiolo.store.database import Database
 
@@ -71,6 +73,38 @@ def test_a_way_back_that_is_gone(kept):
     with pytest.raises(NotFoundError) as told:
         kept.conversation("response", "r2", "ada", where="previous")
     assert told.value.where == "previous"
+
+
+def test_a_conversation_is_read_back_within_bounds(kept, monkeypatch):
+    for number, previous in enumerate((None, "r0", "r1")):
+        said = [{"text": "é" * 10 * number}]
+        kept.keep(answer(f"r{number}", previous=previous, body={"n": number}, sent=said, events=[{"e": 1}]))
+    whole = kept.conversation("response", "r2", "ada", where="x")
+    size = sum(len(json.dumps(one.body)) + len(json.dumps(one.sent)) for one in whole)
+    assert kept.conversation("response", "r2", "ada", where="x", largest=size) == whole
+    assert [one.events for one in whole] == [None] * 3  # nobody who goes on from them needs those
+    with pytest.raises(TooLargeError, match=f"more than {size - 1} bytes") as told:
+        kept.conversation("response", "r2", "ada", where="x", largest=size - 1)
+    assert (told.value.where, told.value.remedy) == ("x", "Begin a new one, with what of it still counts.")
+    monkeypatch.setattr(kept_module, "LONGEST", 3)
+    assert len(kept.conversation("response", "r2", "ada", where="x")) == 3
+    kept.keep(answer("r3", previous="r2"))
+    with pytest.raises(TooLargeError, match="more than 3 answers"):
+        kept.conversation("response", "r3", "ada", where="x")
+
+
+def test_a_page_of_large_answers_is_a_short_one(kept, clock, monkeypatch):
+    monkeypatch.setattr(kept_module, "_PAGE", 100)
+    for number, letters in enumerate((10, 30, 30, 300, 10)):
+        body, sent = {"text": "x" * letters}, [{"text": "x" * 300}]
+        kept.keep(answer(f"r{number}", kind="completion", body=body, sent=sent))
+        clock.now += timedelta(seconds=1)
+    found, after, more = [], None, True
+    while more:
+        page, more = kept.page("completion", "ada", size=20, after=after)
+        found.append([one.id for one in page])
+        after = page[-1].id
+    assert found == [["r0", "r1"], ["r2"], ["r3"], ["r4"]]
 
 
 def test_pages(kept, clock):

@@ -199,6 +199,21 @@ def test_what_is_kept_is_fetched_and_deleted(serve):
     assert told.value.param == "previous_response_id"
 
 
+def test_no_more_is_read_back_than_a_request_could_bring(serve):
+    client = client_of(serve(StubEngine(), largest_body=8000).url)
+    wanted = {"model": "stub", "input": "x" * 500}
+    made = [client.responses.create(**wanted)]
+
+    def go_on() -> None:
+        for _ in range(20):
+            made.append(client.responses.create(**wanted, previous_response_id=made[-1].id))
+
+    with pytest.raises(openai.APIStatusError, match="more than 8,000 bytes") as told:
+        go_on()
+    assert (told.value.status_code, told.value.param) == (413, "previous_response_id")
+    assert client.responses.retrieve(made[-1].id).id == made[-1].id  # by itself it is read all the same
+
+
 def test_what_is_not_to_be_kept_is_not(serve):
     client = client_of(serve(StubEngine()).url)
     made = client.responses.create(model="stub", input="Hi", store=False)

@@ -18,18 +18,22 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from studiolo.errors import NotFoundError
+from studiolo.errors import NotFoundError, TooLargeError
 from studiolo.store.database import Database, Moment, metadata
 
 JSON = dict[str, Any]
+Columns = tuple[sa.ColumnElement[Any], ...]
 Kind = Literal["response", "interaction", "completion"]
 
 LIFETIME = timedelta(days=30)
 """As with OpenAI."""
 LONGEST = 1000
 """Answers that one conversation is read back through."""
+LARGEST = 64 * 2**20
+"""Bytes of them, unless it is said otherwise: as of a request that brings all of it."""
 
-_AT_ONCE = 16  # rows in memory, each with all that was said
+_PAGE = 64 * 2**20  # bytes of the answers of a page, but for its last one
+_AT_ONCE = 4  # rows in memory while a page is looked for
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _WORDS: dict[Kind, str] = {
     "response": "response", "interaction": "interaction", "completion": "chat completion",
@@ -49,6 +53,12 @@ _table = sa.Table(
     sa.Column("sent", sa.Text, nullable=False),
     sa.Column("events", sa.Text),
     sa.Index("answers_of_owner", "kind", "owner", "created"),
+)
+_WITHOUT_EVENTS: Columns = tuple(
+    sa.null().label("events") if column is _table.c.events else column for column in _table.c
+)
+_ANSWERS: Columns = tuple(
+    sa.literal("[]").label("sent") if column is _table.c.sent else column for column in _WITHOUT_EVENTS
 )
 
 
@@ -131,20 +141,31 @@ class KeptAnswers:
         with self._database.read() as connection:
             return self._get(connection, kind, id_, owner, where)
 
-    def conversation(self, kind: Kind, id_: str, owner: str | None, *, where: str) -> list[Kept]:
-        """The answers up to this one, the first one first.
+    def conversation(
+        self, kind: Kind, id_: str, owner: str | None, *, where: str, largest: int = LARGEST
+    ) -> list[Kept]:
+        """The answers up to this one, the first one first, without their events.
+
+        Args:
+            largest: bytes of all of them together, with what was sent for them.
 
         Raises:
             NotFoundError: one of them is not there.
+            TooLargeError: there are more than `LONGEST`, or they have more bytes; no more of them is read.
         """
         found: list[Kept] = []
         at: str | None = id_
+        size = 0
         with self._database.read() as connection:
             while at is not None:
                 if len(found) == LONGEST:
-                    raise NotFoundError(f"the conversation is longer than {LONGEST} answers", where=where)
-                found.append(self._get(connection, kind, at, owner, where))
-                at = found[-1].previous
+                    raise _too_long(f"{LONGEST:,} answers", where)
+                row = self._row(connection, kind, at, owner, where, _WITHOUT_EVENTS)
+                size += len(row.body) + len(row.sent)  # JSON of ASCII alone: as many letters as bytes
+                if size > largest:
+                    raise _too_long(f"{largest:,} bytes", where)
+                found.append(_kept(row))
+                at = row.previous
         return found[::-1]
 
     def change(self, kind: Kind, id_: str, owner: str | None, body: Mapping[str, Any]) -> Kept:
@@ -173,7 +194,8 @@ class KeptAnswers:
         model: str | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> tuple[list[Kept], bool]:
-        """Some of them by the time at which they were made, and whether more follow.
+        """Some of them by the time at which they were made, without what was sent for them and
+        without events; and whether more follow. A page ends before its size where its answers are large.
 
         Args:
             after: the last one of the page before.
@@ -187,6 +209,7 @@ class KeptAnswers:
         if model is not None:
             wanted.append(_table.c.model == model)
         found: list[Kept] = []
+        bytes_found = 0
         with self._database.read() as connection:
             if after is not None:
                 self._get(connection, kind, after, owner, "after")
@@ -194,16 +217,17 @@ class KeptAnswers:
                 key, last = sa.tuple_(made, _table.c.id), sa.tuple_(sa.literal(at, Moment), sa.literal(after))
                 wanted.append(key < last if newest_first else key > last)
             rows = connection.execute(
-                sa.select(_table).where(*wanted).order_by(turn(made), turn(_table.c.id)),
+                sa.select(*_ANSWERS).where(*wanted).order_by(turn(made), turn(_table.c.id)),
                 execution_options={"yield_per": _AT_ONCE},
             )
             for row in rows:
                 kept = _kept(row)
                 if labels and not labels.items() <= (kept.body.get("metadata") or {}).items():
                     continue
-                if len(found) == size:
+                if len(found) == size or (found and bytes_found + len(row.body) > _PAGE):
                     return found, True
                 found.append(kept)
+                bytes_found += len(row.body)
         return found, False
 
     def left(self, kind: Kind) -> Sequence[Kept]:
@@ -217,6 +241,17 @@ class KeptAnswers:
     def _get(
         self, connection: sa.Connection, kind: Kind, id_: str, owner: str | None, where: str | None
     ) -> Kept:
+        return _kept(self._row(connection, kind, id_, owner, where, tuple(_table.c)))
+
+    def _row(
+        self,
+        connection: sa.Connection,
+        kind: Kind,
+        id_: str,
+        owner: str | None,
+        where: str | None,
+        columns: Columns,
+    ) -> Any:
         unknown = NotFoundError(
             f"no {_WORDS[kind]} {id_[:80]!r} is kept",
             where=where,
@@ -225,17 +260,25 @@ class KeptAnswers:
         if not _ID.fullmatch(id_):
             raise unknown
         row = connection.execute(
-            sa.select(_table).where(
+            sa.select(*columns).where(
                 _table.c.id == id_, _table.c.kind == kind, _of(owner), _table.c.expires > self._clock()
             )
         ).one_or_none()
         if row is None:
             raise unknown
-        return _kept(row)
+        return row
 
 
 def _of(owner: str | None) -> sa.ColumnElement[bool]:
     return _table.c.owner.is_(None) if owner is None else _table.c.owner == owner
+
+
+def _too_long(most: str, where: str) -> TooLargeError:
+    return TooLargeError(
+        f"the conversation that is kept under this name has more than {most}",
+        where=where,
+        remedy="Begin a new one, with what of it still counts.",
+    )
 
 
 def _kept(row: Any) -> Kept:

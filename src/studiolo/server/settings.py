@@ -28,8 +28,10 @@ class Settings(Value):
         largest_depth: how deep the JSON of a request may be nested.
         largest_file: of one uploaded file.
         all_files: of all uploaded files together.
+        all_contexts: of the explicit contexts of all keys together.
         file_lifetime: of files that come by the Gemini dialect, as Google has it.
-        cors: origins whose pages may call this server from a browser.
+        cors: origins whose pages may call this server from a browser; "*" is any.
+        hosts: names by which it is called beside those of loopback, without a port; "*" is any.
         drain: how long answers under way may take to end after the server is told to stop.
         log_prompts: write the bodies of requests into the log.
     """
@@ -45,8 +47,10 @@ class Settings(Value):
     largest_depth: int = Field(default=64, gt=0)
     largest_file: int = Field(default=2 * GIB, gt=0)
     all_files: int = Field(default=20 * GIB, gt=0)
+    all_contexts: int = Field(default=4 * GIB, gt=0)
     file_lifetime: float = Field(default=48 * 3600, gt=0)
     cors: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     drain: float = Field(default=30, ge=0)
     log_prompts: bool = False
 
@@ -57,9 +61,14 @@ class Settings(Value):
     @property
     def is_loopback(self) -> bool:
         """Only this machine can reach it."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, whoever is asked."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

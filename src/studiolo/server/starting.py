@@ -53,7 +53,7 @@ def open_studio(
         StudioloError: the database cannot be used.
     """
     database, metrics = Database(settings.database_url), Metrics()
-    contexts = Contexts(settings.data / "contexts")
+    contexts = Contexts(settings.data / "contexts", among=(settings.all_contexts, settings.data / "contexts"))
     studio: Studio
     sharing = Sharing()
     artist = Artist(memory=settings.memory, sharing=sharing)

@@ -52,7 +52,10 @@ class Studio:
 
     def contexts_of(self, owner: str | None) -> Contexts:
         """The explicit contexts of one key; those of whoever needs none for None."""
-        return self.contexts if owner is None else Contexts(self.contexts.folder / "keys" / owner)
+        if owner is None:
+            return self.contexts
+        root = self.contexts.folder
+        return Contexts(root / "keys" / owner, among=(self.settings.all_contexts, root))
 
     def expire(self) -> None:
         """Removes files, and contexts of all keys, whose time is over. It waits for the disk."""

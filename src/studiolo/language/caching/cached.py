@@ -57,6 +57,8 @@ class Cached(Around):
             InvalidRequestError: also (a TooLongError) if the prefix fills the model's whole context.
         """
         model = self.model if model is None else model
+        # Before it is counted, which takes longer.
+        await asyncio.to_thread(self.contexts.check, prefix, title)
         await self.expire()
         tokens = await self.count_tokens(prefix.before(Request(model=model, contents=(user("."),))))
         if tokens >= self.capabilities.context:

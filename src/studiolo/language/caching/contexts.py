@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import re
 import secrets
-import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from pydantic import ValidationError
 
-from studiolo.errors import StudioloError
-from studiolo.language.conversation import Content, Request, Tool, ToolChoice, Value
+from studiolo.errors import TooLargeError
+from studiolo.language.caching import context_files
+from studiolo.language.caching.prefix import Context, Prefix
+from studiolo.language.conversation import Request
 from studiolo.language.errors import InvalidRequestError, RateLimitError, UnknownContextError
-from studiolo.store.files import atomic_path
 from studiolo.store.paths import home
+
+__all__ = ["Context", "Contexts", "Limits", "Page", "Prefix"]
 
 Clock = Callable[[], datetime]
 
@@ -31,61 +34,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _WRITTEN = 3600.0  # seconds within which every file is written
 
 
-class Prefix(Value):
-    """What goes before the contents of a request."""
-
-    contents: tuple[Content, ...] = ()
-    system: str | None = None
-    tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice = ToolChoice()
-
-    def before(self, request: Request) -> Request:
-        """`request` with this before its own contents.
-
-        Raises:
-            InvalidRequestError: the request has a system text, tools or a tool choice of its own.
-        """
-        own = {
-            "system": request.system is not None,
-            "tools": bool(request.tools),
-            "tool_choice": request.tool_choice != ToolChoice(),
-        }
-        if contradicting := [name for name, is_set in own.items() if is_set]:
-            raise InvalidRequestError(
-                f"a request that uses a context has no {', '.join(contradicting)} of its own",
-                where=f"cache={request.cache}" if request.cache else None,
-                remedy="Leave them out, or create a context with them.",
-            )
-        update = {name: getattr(self, name) for name in own}
-        contents = self.contents + request.contents
-        return request.model_copy(update={**update, "contents": contents, "cache": None})
-
-
-class Context(Value):
-    """What is told of a context; the prefix itself is not.
-
-    Attributes:
-        tokens: of the prefix, as the engine counted them.
-        size: bytes of the prefix as JSON.
-    """
-
-    name: str
-    model: str
-    title: str = ""
-    created: datetime
-    updated: datetime
-    expires: datetime
-    tokens: int
-    size: int
-
-
 @dataclass(frozen=True)
 class Limits:
-    """How much is kept. `size` (of one) and `total` are in bytes of JSON."""
+    """How much is kept. `size` (of one) and `total` are in bytes of JSON, `title` is in letters."""
 
     number: int = 256
     size: int = 32 * 2**20
     total: int = 512 * 2**20
+    title: int = 128  # as with Google
     lifetime: timedelta = timedelta(days=365)
 
 
@@ -100,10 +56,10 @@ class Page:
 class Contexts:
     """The contexts of one folder. Files are the only state: several processes may share it.
 
-    One file each, of two lines: the record (`Context`), so that a list reads no prefixes, and the prefix.
-
     Args:
         folder: by default `contexts` in the data folder.
+        among: bytes of all contexts in and below a folder that this one lies in, and that folder; None: only
+            those of this folder are bounded.
         clock: the time now, with a time zone.
     """
 
@@ -112,12 +68,13 @@ class Contexts:
         folder: Path | None = None,
         *,
         limits: Limits = Limits(),
+        among: tuple[int, Path] | None = None,
         clock: Clock = lambda: datetime.now(UTC),
     ) -> None:
         self.folder = home() / "contexts" if folder is None else folder
         self.limits = limits
+        self._among = among
         self._clock = clock
-        self._lock = threading.Lock()  # from finding room to taking it
 
     def create(
         self,
@@ -132,30 +89,44 @@ class Contexts:
         """Keeps a prefix for `ttl`; expired contexts are removed for it.
 
         Raises:
-            InvalidRequestError: the prefix is empty or too large, the name is none or taken, or the time to
-                live is not within limits.
+            InvalidRequestError: the prefix is empty or too large, the name is none or taken, the title is too
+                long, or the time to live is not within limits.
             RateLimitError: there is no room; `retry_after` is when the next one expires.
+            TooLargeError: there is none among those of others.
         """
-        if not (prefix.contents or prefix.system or prefix.tools):
-            raise InvalidRequestError("an empty context", remedy="Give it contents, a system text or tools.")
         name = secrets.token_hex(10) if name is None else _checked(name)
-        body = prefix.model_dump_json().encode()
-        if len(body) > self.limits.size:
-            raise InvalidRequestError(
-                f"the context has {len(body):,} bytes, and at most {self.limits.size:,} are kept",
-                where=name,
-                remedy="Shorten it, or send it with each request.",
-            )
+        body = self.check(prefix, title)
         now = self._clock()
         context = Context(
             name=name, model=model, title=title, created=now, updated=now,
             expires=self._expiry(now, ttl), tokens=tokens, size=len(body),
         )  # fmt: skip
-        with self._lock:
+        with self._alone():
             self.expire()
             self._admit(context)
             self._write(context, body)
         return context
+
+    def check(self, prefix: Prefix, title: str = "") -> bytes:
+        """The prefix as it would be kept; for who is about to spend more on it than to look at it.
+
+        Raises:
+            InvalidRequestError: it is empty or too large, or the title too long.
+        """
+        if not (prefix.contents or prefix.system or prefix.tools):
+            raise InvalidRequestError("an empty context", remedy="Give it contents, a system text or tools.")
+        if len(title) > self.limits.title:
+            raise InvalidRequestError(
+                f"a title has at most {self.limits.title} letters, and this one {len(title):,}", where="title"
+            )
+        body = prefix.model_dump_json().encode()
+        if len(body) > self.limits.size:
+            raise InvalidRequestError(
+                f"the context has {len(body):,} bytes, and at most {self.limits.size:,} are kept",
+                where="contents",
+                remedy="Shorten it, or send it with each request.",
+            )
+        return body
 
     def get(self, name: str) -> Context:
         """What is told of the context of this name.
@@ -171,7 +142,7 @@ class Contexts:
         try:
             return Prefix.model_validate_json(body)
         except ValidationError as error:
-            raise _damaged(self._file(context.name)) from error
+            raise context_files.damaged(self._file(context.name)) from error
 
     def resolve(self, request: Request) -> Request:
         """The request with the context that it names written out; unchanged if it names none, or one of an
@@ -217,8 +188,10 @@ class Contexts:
 
     def delete(self, name: str) -> Context:
         """Forgets it at once; raises as `get` does."""
-        context = self.get(name)
-        self._file(name).unlink(missing_ok=True)
+        self.get(name)
+        with self._alone():
+            context = self.get(name)
+            self._file(name).unlink(missing_ok=True)
         return context
 
     def expire(self) -> tuple[Context, ...]:
@@ -241,6 +214,7 @@ class Contexts:
             )
         total = sum(context.size for context in kept)
         if len(kept) < self.limits.number and total + new.size <= self.limits.total:
+            self._admit_among_others(new)
             return
         wait = min((context.expires for context in kept), default=new.created) - new.created
         raise RateLimitError(
@@ -251,12 +225,33 @@ class Contexts:
             retry_after=wait.total_seconds(),
         )
 
+    def _admit_among_others(self, new: Context) -> None:
+        if self._among is None:
+            return
+        most, root = self._among
+        left = most - sum(map(context_files.size, root.rglob("*.jsonl")))
+        if new.size > left:
+            raise TooLargeError(
+                f"no room for {new.size:,} more bytes of contexts: {max(left, 0):,} are left for everybody",
+                remedy="Delete those that are no longer needed.",
+            )
+
     def _change(self, name: str, **update: Any) -> Context:
-        with self._lock:
+        self.get(name)  # else who asks for one that there is not would make a folder
+        with self._alone():
             context, body = self._read(name)
             context = context.model_copy(update=update)
             self._write(context, body)
         return context
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """From finding room to taking it, and from reading to writing, nobody else, in any process, changes
+        anything where room is shared: else two who come together would be one too many."""
+        folder = self.folder if self._among is None else self._among[1]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            yield
 
     def _expiry(self, now: datetime, ttl: timedelta) -> datetime:
         if not timedelta(0) < ttl <= self.limits.lifetime:
@@ -271,7 +266,7 @@ class Contexts:
         found = []
         for file in self.folder.glob("*.jsonl"):
             # Files that are still being written have names that are none.
-            if _NAME.fullmatch(file.stem) and (context := _record(file)):
+            if _NAME.fullmatch(file.stem) and (context := context_files.record(file)):
                 found.append(context)
         return found
 
@@ -282,17 +277,15 @@ class Contexts:
         if not _NAME.fullmatch(name):
             raise unknown
         try:
-            head, _, body = self._file(name).read_bytes().partition(b"\n")
+            context, body = context_files.read(self._file(name), self.limits.size)
         except FileNotFoundError:
             raise unknown from None
-        context = _parsed(head, self._file(name))
         if context.expires <= self._clock():
             raise unknown
-        return context, body.rstrip(b"\n")
+        return context, body
 
     def _write(self, context: Context, body: bytes) -> None:
-        with atomic_path(self._file(context.name)) as temporary:
-            temporary.write_bytes(context.model_dump_json().encode() + b"\n" + body + b"\n")
+        context_files.write(self._file(context.name), context, body)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"
@@ -306,26 +299,6 @@ def _checked(name: str) -> str:
             remedy="Use 1 to 63 lower-case letters, digits or '-', starting with a letter or digit.",
         )
     return name
-
-
-def _record(file: Path) -> Context | None:
-    """The first line of a file; None if another process has just deleted it."""
-    try:
-        with file.open("rb") as opened:
-            return _parsed(opened.readline(), file)
-    except FileNotFoundError:
-        return None
-
-
-def _parsed(line: bytes, file: Path) -> Context:
-    try:
-        return Context.model_validate_json(line)
-    except ValidationError as error:
-        raise _damaged(file) from error
-
-
-def _damaged(file: Path) -> StudioloError:
-    return StudioloError("damaged context: not as it was written", where=file, remedy="Delete this file.")
 
 
 def _order(context: Context) -> tuple[datetime, str]:

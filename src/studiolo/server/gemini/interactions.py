@@ -114,8 +114,9 @@ async def _request(studio: Studio, who: Caller, asked: JSON, model: str, sent: l
     if previous := asked.get("previousInteractionId"):
         where = "previous_interaction_id"
         kept = await asyncio.to_thread(
-            kept_in(studio.database).conversation, "interaction", previous, who.key_id, where=where
-        )
+            kept_in(studio.database).conversation, "interaction", previous, who.key_id, where=where,
+            largest=studio.settings.largest_body,
+        )  # fmt: skip
         for one in undertaken.check_ended(kept, where):
             earlier += [*one.sent, *one.body["steps"]]
     steps = [*read_steps(earlier, "previous_interaction_id.steps"), *read_steps(sent, "input")]

@@ -174,8 +174,9 @@ async def _prepared(asking: Asking, wanted: ResponseRequest) -> tuple[c.Request,
     if previous is not None:
         kept = kept_in(studio.database)
         conversation = await asyncio.to_thread(
-            kept.conversation, "response", previous, asking.caller.key_id, where="previous_response_id"
-        )
+            kept.conversation, "response", previous, asking.caller.key_id, where="previous_response_id",
+            largest=studio.settings.largest_body,
+        )  # fmt: skip
         ended = undertaken.check_ended(conversation, "previous_response_id")
         earlier = [located for one in ended for located in _located(one)]
     with in_terms(FIELDS):
