@@ -243,7 +243,9 @@ def _whole(got: bytes) -> bool:
 
 
 def post(path: str, *headers: str, body: bytes = b"") -> bytes:
-    return "\r\n".join([f"POST {path} HTTP/1.1", "host: x", *headers, "", ""]).encode("latin-1") + body
+    return (
+        "\r\n".join([f"POST {path} HTTP/1.1", "host: localhost", *headers, "", ""]).encode("latin-1") + body
+    )
 
 
 @pytest.mark.parametrize(
@@ -363,9 +365,13 @@ def test_long_queries_and_headers(http):
 
 @pytest.mark.parametrize("host", ["a b", "[::1", "h:port", "x/y?z#", "é", "evil.example"])
 def test_whatever_host_is_asked_for(served, http, host):
-    """Addresses of uploads are made from it where it is one; nothing else is."""
-    start = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"} | GOOGLE
-    answer = http.post("/upload/v1beta/files", json={}, headers={**start, "host": host.encode()})
+    """It is refused without a key. With one, addresses of uploads are made from it where it is one, and
+    nothing else is."""
+    start = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start", "host": host.encode()}
+    anybody = http.post("/upload/v1beta/files", json={}, headers={**start, **GOOGLE})
+    assert anybody.status_code in (400, 403)
+    key, _ = served.studio.keys.store.create(f"anna of {host}")
+    answer = http.post("/upload/v1beta/files", json={}, headers={**start, "x-goog-api-key": key})
     assert answer.status_code in (200, 400)
     if answer.status_code == 200:
         address = httpx.URL(answer.headers["x-goog-upload-url"])

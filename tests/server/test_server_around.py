@@ -308,6 +308,70 @@ def test_pages_that_may_not_call_cannot_have_work_done_blindly(ask):
             assert sent(server) == 200
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "LocalHost.", "[::1]"])
+def test_names_that_mean_this_machine_to_everybody(ask, host):
+    with ask() as server:
+        for name in (host, f"{host}:{server.port}"):
+            headers = {"host": name, "origin": f"http://{name}"}
+            assert httpx.post(f"{server.url}/spend", headers=headers).status_code == 200
+
+
+FOREIGN = (
+    "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "1localhost", "[::2]", "0.0.0.0",
+    "10.0.0.1", "localhost:80:80", "[::1", "me@localhost", "",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/spend"), ("GET", "/v1/files"), ("GET", "/v1beta/files"), ("GET", "/metrics")],
+)
+def test_a_page_whose_name_was_made_to_mean_this_machine_is_refused(ask, method, path):
+    """DNS rebinding: for its browser such a page and this server are one origin, and a GET tells of none."""
+    with ask() as server, httpx.Client(base_url=server.url) as http:
+        for host in FOREIGN:
+            page = {"host": host, "origin": f"http://{host}"}
+            for headers in ({"host": host}, page, {**page, "x-goog-api-key": "any"}):
+                answer = http.request(method, path, headers=headers)
+                assert (answer.status_code, "--allow-host" in answer.text) == (403, True), headers
+
+
+def test_a_key_of_ours_is_good_under_any_name(ask):
+    page = {"host": "evil.example", "origin": "http://evil.example"}
+    with ask() as server:
+        key, _ = server.studio.keys.store.create("anna")
+        assert httpx.post(f"{server.url}/spend", headers={**page, "x-goog-api-key": key}).status_code == 200
+        assert httpx.get(f"{server.url}/health", headers=page).status_code == 200
+
+
+def test_names_that_are_given_are_answered_to(ask):
+    def sent(server, host: str, **headers: str) -> int:
+        return httpx.post(f"{server.url}/spend", headers={"host": host, **headers}).status_code
+
+    with ask(hosts=("Studio.example", "fd00::5")) as server:
+        assert sent(server, "studio.example") == sent(server, "STUDIO.example:8443") == 200
+        assert sent(server, "studio.example", origin="https://studio.example") == 200
+        assert sent(server, "[fd00::5]:8484") == sent(server, f"127.0.0.1:{server.port}") == 200
+        assert sent(server, "other.example") == sent(server, "a.studio.example") == 403
+        assert sent(server, "studio.example", origin="https://me.example") == 403
+    with ask(hosts=("*",)) as server:
+        assert sent(server, "any.example") == 200
+        assert sent(server, "any.example", origin="https://me.example") == 403
+    with ask(cors=("*",)) as server:  # every page may call anyway
+        assert sent(server, "any.example", origin="https://me.example") == 200
+    with ask(cors=("https://me.example",)) as server:
+        assert sent(server, "me.example", origin="https://me.example") == 403
+
+
+def test_where_a_key_is_needed_any_name_is_answered_to(ask):
+    with ask(host="0.0.0.0") as server:
+        key, _ = server.studio.keys.store.create("anna")
+        page = {"host": "studio.example", "origin": "https://studio.example"}
+        assert httpx.post(f"{server.url}/spend", headers={**page, "x-goog-api-key": key}).status_code == 200
+        assert httpx.post(f"{server.url}/spend", headers=page).status_code == 401
+        assert httpx.get(f"{server.url}/metrics", headers=page).status_code == 200
+
+
 def test_the_document_is_one(ask):
     with ask() as server:
         document = httpx.get(f"{server.url}/openapi.json").json()

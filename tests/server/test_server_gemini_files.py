@@ -214,7 +214,7 @@ def test_an_upload_that_breaks_off_goes_on_where_it_was_also_after_the_server_wa
         path = address.removeprefix(here.url)
         with here.connect() as wire:  # a chunk of 4 MiB, of which two and some more arrive
             wire.sendall(
-                f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {4 * 2**20}\r\n"
+                f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {4 * 2**20}\r\n"
                 "x-goog-upload-command: upload\r\nx-goog-upload-offset: 0\r\n\r\n".encode()
             )
             wire.sendall(data[: 2 * 2**20 + 100])

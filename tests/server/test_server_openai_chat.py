@@ -588,7 +588,7 @@ def test_who_goes_away_stops_the_work(serve, pieces):
     serving = serve(engine)
     body = json.dumps({"model": "stub", "messages": [user("?")], "stream": True})
     with serving.connect() as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall((head + body).encode())
         until(lambda: engine.running == 1)
         if pieces:

@@ -176,6 +176,8 @@ def test_a_restart_loses_nothing_in_either_database(studiolo_home, database_url)
         (["--database", "mysql://x/y"], "a database of this kind is not used"),
         (["--database", "postgresql://nobody@127.0.0.1:1/none"], "the database cannot be used"),
         (["--host", "203.0.113.7"], "no key has been made yet"),
+        (["--allow-host", "https://studio.example"], "not the name of a host"),
+        (["--allow-host", "studio.example:8443"], "not the name of a host"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_message(studiolo_home, args, told):

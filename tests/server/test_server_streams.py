@@ -80,7 +80,7 @@ class Halt:
 
 def send(server: Any, head: str) -> socket.socket:
     connection = server.connect()
-    connection.sendall(f"{head} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+    connection.sendall(f"{head} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
     return connection
 
 

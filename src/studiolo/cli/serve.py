@@ -13,6 +13,7 @@ from studiolo.errors import StudioloError
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f]*:[0-9A-Fa-f:.]+")
 
 Data = Annotated[
     Path | None,
@@ -41,6 +42,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Let pages of this origin call (may be given several times)."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Answer to this name, too, as of a tunnel (several times)."),
+    ] = None,
     drain: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long answers may take to end at the stop.")
     ] = 30,
@@ -55,7 +60,7 @@ def serve(
     settings = Settings(
         host=host, port=port, database=database, model=model or DEFAULT_MODEL, preload=model is not None,
         memory=None if memory is None else bytes_of(memory, "--memory"), cors=tuple(cors or ()),
-        drain=drain, log_prompts=log_prompts,
+        hosts=tuple(map(name_of, allow_host or ())), drain=drain, log_prompts=log_prompts,
     )  # fmt: skip
     studio = starting.open_studio(settings)
     starting.check_exposed(settings, studio.keys.store)
@@ -80,6 +85,17 @@ def bytes_of(text: str, option: str) -> int:
             "not a size", where=f"{option} {text}", remedy="Give one such as 500MB, 8GB or 2GiB."
         )
     return round(float(found[1]) * (1024 if found[3] else 1000) ** _UNITS[found[2].lower()])
+
+
+def name_of(text: str) -> str:
+    """The name of a host, or * for any."""
+    if text != "*" and not _NAME.fullmatch(text):
+        raise StudioloError(
+            "not the name of a host",
+            where=f"--allow-host {text}",
+            remedy="Give it without scheme and port, such as studio.example.",
+        )
+    return text
 
 
 def _tell(url: str, key: str) -> None:

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 
 from starlette.requests import Request
 
-from studiolo.server.errors import NotPermittedError
 from studiolo.server.limits import NOBODY, Caller
 from studiolo.server.logs import entry_of
+from studiolo.server.pages import check_page
 from studiolo.server.studio import studio_behind
 
 __all__ = ["NOBODY", "Caller", "caller", "key_of"]
@@ -28,14 +28,14 @@ async def caller(request: Request) -> Caller:
 
     Raises:
         KeyRefusedError: a key is needed and there is none, or it is unknown, expired or revoked.
-        NotPermittedError: a web page calls that may not, and it has no key of ours.
+        NotPermittedError: a web page calls that may not (see `pages`), and it has no key of ours.
         RateLimitError: this key has had, or has running, all that it may.
     """
     entry = entry_of(request.scope)
     if entry.caller is None:
         who, leave = await studio_behind(request).keys.admit(key_of(request))
         if who.key_id is None:
-            _check_page(request)
+            check_page(request)
         entry.caller = who
         entry.at_end.append(leave)
         if request.method == "POST":  # while somebody waits for an answer, background work does not begin
@@ -43,17 +43,3 @@ async def caller(request: Request) -> Caller:
             place.enter_context(studio_behind(request).room.interactive())
             entry.at_end.append(place.close)
     return entry.caller
-
-
-def _check_page(request: Request) -> None:
-    """Refuses pages of other origins. Browsers keep answers from them, and yet send what a form could send:
-    any page that somebody looks at could have this machine work for it."""
-    origin, allowed = request.headers.get("origin"), studio_behind(request).settings.cors
-    if origin is None or origin in allowed or "*" in allowed:
-        return
-    if origin.partition("://")[2] != request.headers.get("host"):
-        raise NotPermittedError(
-            "pages of this origin may not call this server",
-            where=origin[:200],
-            remedy="Start the server with --cors and this origin, or send a key of its own.",
-        )

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, Response
 
+from studiolo.server.pages import check_page
 from studiolo.server.studio import Studio, studio_behind
 
 
@@ -36,6 +37,9 @@ async def ready(request: Request) -> JSONResponse:
 
 
 async def metrics(request: Request) -> Response:
+    """Names of models are among them, so that pages from elsewhere do not get to read them."""
+    if not studio_behind(request).keys.needed:
+        check_page(request)
     return Response(studio_behind(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
