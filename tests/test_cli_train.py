@@ -31,12 +31,10 @@ def given(tmp_path) -> list[str]:
     return [str(made["images"]), "--class", "fox", "--name", "rex", "--base", str(made["base"]), *QUICK]
 
 
-def studiolo(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
+def studiolo(python: str, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     """The command in a process of its own; `code` runs in it first."""
     start = f"{code}\nimport sys; from studiolo.cli.main import main; sys.argv[0] = 'studiolo'; main()"
-    return subprocess.run(
-        [sys.executable, "-c", start, *arguments], capture_output=True, text=True, env=os.environ
-    )
+    return subprocess.run([python, "-c", start, *arguments], capture_output=True, text=True, env=os.environ)
 
 
 SIGNALLED = """
@@ -51,9 +49,9 @@ callbacks.Recorder.on_step = on_step
 """
 
 
-def test_stop_and_resume(given, tmp_path):
+def test_stop_and_resume(given, tmp_path, warm_python):
     run = tmp_path / "run"
-    stopped = studiolo("train", *given, "--set", "steps=3", "--out", str(run), code=SIGNALLED)
+    stopped = studiolo(warm_python, "train", *given, "--set", "steps=3", "--out", str(run), code=SIGNALLED)
     assert stopped.returncode == 128 + signal.SIGTERM
     assert f"studiolo train --resume {run}" in stopped.stderr
     assert "Traceback" not in stopped.stderr

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,7 +174,7 @@ search(given, Path({out!r}), "learning_rate=1e-3,1e-2,2e-2", method="grid").run(
 """
 
 
-def test_a_killed_sweep_goes_on_with_the_same_trials(given, tmp_path):
+def test_a_killed_sweep_goes_on_with_the_same_trials(given, tmp_path, warm_python):
     """Killed within the second of three trials: that one is gone on with, none is done twice."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     search(given, whole, "learning_rate=1e-3,1e-2,2e-2", method="grid").run()
@@ -183,7 +182,7 @@ def test_a_killed_sweep_goes_on_with_the_same_trials(given, tmp_path):
         tests=str(Path(__file__).parent), at=3, out=str(out), **{k: str(v) for k, v in given.items()}
     )
     env = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=False, capture_output=True, text=True)
+    done = subprocess.run([warm_python, "-c", code], env=env, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     first = {file: file.stat().st_mtime_ns for file in out.glob("trials/*/result.json")}
     assert len(first) == 1

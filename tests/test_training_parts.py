@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +144,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path, name):
+def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path, warm_python, name):
     settings = {"learning_rate": 1e-4, "text_learning_rate": 1e-4, "steps": 3} | SHARED[name]
     teach(given, tmp_path / "one", batch_size=4, **settings | {"strategy": "auto"})
     script = tmp_path / "two.py"
@@ -155,7 +154,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path, name):
         )
     )
     env = child_env() | {"STUDIOLO_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([warm_python, str(script)], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
     norms = [np.array([float(n) for (n,) in rows(tmp_path / run, "grad_norm")]) for run in ("one", "two")]
@@ -192,7 +191,7 @@ except Interrupted:
 """
 
 
-def test_a_sharded_run_goes_on_from_its_checkpoint(given, tmp_path):
+def test_a_sharded_run_goes_on_from_its_checkpoint(given, tmp_path, warm_python):
     settings = LORA | {"strategy": "fsdp", "ema_decay": 0.9, "steps": 4, "learning_rate": 1e-3}
     env = child_env() | {"STUDIOLO_HOME": str(tmp_path / "home")}
     told = {"tests": str(Path(__file__).parent), "settings": settings, **as_text(given)}
@@ -201,7 +200,7 @@ def test_a_sharded_run_goes_on_from_its_checkpoint(given, tmp_path):
             script = tmp_path / f"{run}-{stop}.py"
             text = TWO if stop is None else STOPPED
             script.write_text(text.format(run=str(tmp_path / run), stop=stop, **told))
-            done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+            done = subprocess.run([warm_python, str(script)], env=env, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     assert [row[0] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4"]
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "whole"), rtol=1e-5)

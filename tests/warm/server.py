@@ -90,14 +90,23 @@ def _become(asked: dict[str, Any], streams: list[int], rest: list[str]) -> None:
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        sys.modules["torch"].set_num_threads(int(threads))
+    _read_environment()
     way, *arguments = asked["arguments"]
     first = {"-c": "", "-": "", "-m": asked["folder"]}.get(way, str(Path(way).absolute().parent))
     given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [first, *given, *rest]
     sys.argv[:] = {"-c": ["-c", *arguments[1:]], "-m": arguments}.get(way, [way, *arguments])
     sys.orig_argv[:] = [sys.executable, way, *arguments]
+
+
+def _read_environment() -> None:
+    """Once more, what modules read while they are imported."""
+    import torch
+    from lightning_fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
+    rank_zero_only.rank = _get_rank() or 0
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
 
 
 def run(way: str, *arguments: str) -> None:
