@@ -9,12 +9,15 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
 
+from studiolo.diffusion.conditioning import encode_prompts
 from studiolo.diffusion.samplers import SamplerSettings
 from studiolo.diffusion.sampling import generate
 from studiolo.errors import StudioloError
@@ -25,6 +28,7 @@ from studiolo.formats.single_file import read_single_file, write_single_file
 from studiolo.formats.tensors import read_metadata, read_tensors, write_tensors
 from studiolo.models import registry
 from tiny import tiny_components
+from tiny_families import tiny_sd3
 from tinyfiles import MAKERS
 
 PROMPT = "a photo of a cat"
@@ -32,6 +36,7 @@ PIPELINES = {
     "sd1": StableDiffusionPipeline,
     "sd2": StableDiffusionPipeline,
     "sdxl": StableDiffusionXLPipeline,
+    "sd3": StableDiffusion3Pipeline,
 }
 
 
@@ -63,8 +68,13 @@ def test_the_reference_pipeline_reads_it_and_draws_the_same(written, tmp_path):
     configs = save_components(components, tmp_path / "configs")
     for weights in configs.rglob("*.safetensors"):
         weights.unlink()
-    pipeline = PIPELINES[name].from_single_file(str(file), config=str(configs), local_files_only=True)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    without = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3" else {}
+    pipeline = PIPELINES[name].from_single_file(
+        str(file), config=str(configs), local_files_only=True, **without
+    )
+    sampler = "euler" if components.is_flow else "ddim"
+    if not components.is_flow:
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         PROMPT,
@@ -75,7 +85,7 @@ def test_the_reference_pipeline_reads_it_and_draws_the_same(written, tmp_path):
         generator=torch.Generator().manual_seed(1),
         output_type="np",
     ).images
-    scheduled = SamplerSettings(steps=2, guidance_scale=4.0)
+    scheduled = SamplerSettings(sampler, steps=2, guidance_scale=4.0)
     (ours,) = generate(read_single_file(file), [PROMPT], [1], scheduled, height=64, width=64)
     np.testing.assert_allclose(np.asarray(ours) / 255, theirs[0], rtol=0, atol=0.51 / 255)
 
@@ -83,8 +93,9 @@ def test_the_reference_pipeline_reads_it_and_draws_the_same(written, tmp_path):
 def test_the_reference_converters_find_the_same_weights(written, tmp_path):
     """Without metadata too, tensor by tensor."""
     _, components, file = written
-    config = save_components(components, tmp_path / "folder") / "unet"
-    theirs = UNet2DConditionModel.from_single_file(str(file), config=str(config)).state_dict()
+    config = save_components(components, tmp_path / "folder") / components.family.denoiser
+    network = SD3Transformer2DModel if components.is_flow else UNet2DConditionModel
+    theirs = network.from_single_file(str(file), config=str(config)).state_dict()
     ours = components.denoiser.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
@@ -95,6 +106,46 @@ def test_a_foreign_file_is_known_by_its_shapes(written, tmp_path):
     said = {"modelspec.prediction_type": "v"} if name == "sd2" else {"format": "pt"}
     foreign = write_tensors(tmp_path / "foreign.safetensors", load_file(file), said)
     assert read_single_file(foreign).fingerprint() == components.fingerprint()
+
+
+@pytest.mark.parametrize("blocks", [{}, {"dual_attention_layers": (), "qk_norm": None}, {"num_layers": 1}])
+def test_both_versions_of_3_are_known_by_their_shapes(tmp_path, blocks):
+    """3 has neither second attentions nor normalised queries, 3.5 large no second attentions."""
+    components = MAKERS["sd3"](**{"dual_attention_layers": ()} | blocks)
+    weights = load_file(write_single_file(components, tmp_path / "a.safetensors"))
+    foreign = write_tensors(tmp_path / "b.safetensors", weights)
+    assert read_single_file(foreign).fingerprint() == components.fingerprint()
+
+
+def test_t5_comes_with_files_of_our_own_and_is_left_out_of_others(tmp_path):
+    components = tiny_sd3()
+    with pytest.warns(UserWarning, match="projection was trained"):
+        file = write_single_file(components, tmp_path / "own.safetensors")
+    back = read_single_file(file)
+    assert back.fingerprint() == components.fingerprint()
+    text = ["a photo of a fox, on the moon"]
+    assert back.tokenizers[2](text).input_ids == components.tokenizers[2](text).input_ids
+    one, other = encode_prompts(back, text), encode_prompts(components, text)
+    torch.testing.assert_close(one.tokens, other.tokens)
+    torch.testing.assert_close(one.pooled, other.pooled)
+
+    without = MAKERS["sd3"]()
+    weights = load_file(write_single_file(without, tmp_path / "a.safetensors"))
+    t5 = components.text_encoders[2].state_dict()
+    weights |= {f"text_encoders.t5xxl.transformer.{name}": tensor.clone() for name, tensor in t5.items()}
+    weights["text_encoders.clip_l.transformer.text_projection.weight"] = torch.randn(
+        64, 64
+    )  # nobody reads it
+    foreign = write_tensors(tmp_path / "b.safetensors", weights)
+    with pytest.warns(UserWarning, match="T5 is left out"):
+        assert read_single_file(foreign).fingerprint() == without.fingerprint()
+
+
+def test_a_transformer_alone_is_no_model(tmp_path):
+    weights = load_file(write_single_file(MAKERS["sd3"](), tmp_path / "a.safetensors"))
+    alone = {name: tensor for name, tensor in weights.items() if not name.startswith("text_encoders")}
+    with pytest.raises(StudioloError, match="transformer alone"):
+        read_single_file(write_tensors(tmp_path / "b.safetensors", alone))
 
 
 def test_what_trainers_leave_in_their_files_does_no_harm(tmp_path):
@@ -214,7 +265,7 @@ def test_a_library_of_its_own_reads_what_we_write(tmp_path):
         ),
         (lambda w: {"lora_unet_mid.lora_down.weight": torch.ones(2, 2)}, "adapter"),
         (lambda w: {f"blocks.{n}.weight": torch.ones(2, 2) for n in range(9)}, "named like blocks"),
-        (lambda w: {"model.diffusion_model.joint_blocks.0.x": torch.ones(1)}, "Stable Diffusion 3"),
+        (lambda w: {"model.diffusion_model.joint_blocks.0.x": torch.ones(1)}, "text encoder is missing"),
         (
             lambda w: w | {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(32, 9, 3, 3)},
             "9",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from studiolo.diffusion.components import Components
@@ -38,13 +38,13 @@ def text_config(width: int, layers: int, act: str, projection: int) -> CLIPTextC
     )
 
 
-def vae(scaling: float, sample_size: int, **settings: Any) -> AutoencoderKL:
+def vae(scaling: float, sample_size: int, channels: int = 4, **settings: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
         block_out_channels=[32, 32, 64, 64],
         layers_per_block=2,
-        latent_channels=4,
+        latent_channels=channels,
         scaling_factor=scaling,
         sample_size=sample_size,
         **settings,
@@ -116,4 +116,44 @@ def stable_diffusion_xl(seed: int = 0, prediction_type: str = "epsilon") -> Comp
     )
 
 
-MAKERS = {"sd1": stable_diffusion_1, "sd2": stable_diffusion_2, "sdxl": stable_diffusion_xl}
+def stable_diffusion_3(seed: int = 0, **transformer: Any) -> Components:
+    """Version 3.5's, without T5: some blocks attend twice, queries and keys are normalised."""
+    torch.manual_seed(seed)
+    blocks = {"num_layers": 3, "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"} | transformer
+    first = CLIPTextModelWithProjection(text_config(64, 2, "quick_gelu", 64)).eval()
+    torch.nn.init.eye_(first.text_projection.weight)  # as published
+    return Components(
+        tokenizers=(clip_tokenizer(), clip_tokenizer(pad_token="!")),
+        text_encoders=(
+            first,
+            CLIPTextModelWithProjection(text_config(128, 3, "gelu", 128)).eval(),
+        ),
+        vae=vae(
+            1.5305, 1024, channels=16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
+        ).eval(),
+        denoiser=SD3Transformer2DModel(
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            attention_head_dim=64,
+            num_attention_heads=2,
+            joint_attention_dim=192,
+            caption_projection_dim=128,
+            pooled_projection_dim=192,
+            pos_embed_max_size=16,
+            **blocks,
+        ).eval(),
+        scheduler_config={
+            "_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0,
+        },
+        family=FAMILIES["sd3"](width=192),
+    )  # fmt: skip
+
+
+MAKERS = {
+    "sd1": stable_diffusion_1,
+    "sd2": stable_diffusion_2,
+    "sdxl": stable_diffusion_xl,
+    "sd3": stable_diffusion_3,
+}

@@ -7,6 +7,7 @@ of latents, activation) is as the published models of that shape have it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,18 @@ import torch
 
 from studiolo.errors import StudioloError
 from studiolo.formats.compvis import UNET, VAE
+from studiolo.formats.mmdit import transformer_config
 
 Tensors = Mapping[str, torch.Tensor]
 
 CLIP, CLIP_XL = "cond_stage_model.transformer.", "conditioner.embedders.0.transformer."
 OPEN_CLIP, OPEN_CLIP_XL = "cond_stage_model.model.", "conditioner.embedders.1.model."
+TEXTS_3 = {
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+    "text_encoder_3": "text_encoders.t5xxl.transformer.",
+}
+"""Stable Diffusion 3's, which all have the names of transformers."""
 
 _SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -38,7 +46,8 @@ class Description:
     """What a model is, beside its weights: as it stands in the metadata of our files.
 
     configs: by part ("unet", "vae", "text_encoder", ...). tokenizers: the content of tokenizer_config.json
-    for each, with that of tokenizer.json under "tokenizer.json" where it is not CLIP's.
+    for each, with that of tokenizer.json under "tokenizer.json" where it is not CLIP's. unprojected: text
+    encoders whose projection is the identity, whatever the file says.
     """
 
     family: str
@@ -46,6 +55,7 @@ class Description:
     scheduler: dict[str, Any]
     tokenizers: list[dict[str, Any]]
     settings: dict[str, Any] = field(default_factory=dict)
+    unprojected: list[str] = field(default_factory=list)
 
 
 def infer(tensors: Tensors, parameterization: str | None = None) -> Description:
@@ -55,9 +65,11 @@ def infer(tensors: Tensors, parameterization: str | None = None) -> Description:
     and is guessed otherwise.
 
     Raises:
-        StudioloError: they are no Stable Diffusion 1.x, 2.x or XL.
+        StudioloError: they are no Stable Diffusion 1.x, 2.x, XL or 3.
     """
     unet = _below(UNET, tensors)
+    if any(name.startswith("joint_blocks.") for name in unet):
+        return _version_3(unet, tensors)
     config = _unet(unet)
     prediction = parameterization or _prediction_type(tensors, unet)
     scheduler = _SCHEDULE | {"prediction_type": prediction}
@@ -89,6 +101,27 @@ def infer(tensors: Tensors, parameterization: str | None = None) -> Description:
     return Description("sd", configs, scheduler | {"_class_name": class_name}, [{"pad_token": pad}])
 
 
+def _version_3(transformer: Tensors, tensors: Tensors) -> Description:
+    """Without T5, as its authors allow (Esser et al. 2024, section 5.3): such files have no tokenizer."""
+    texts = [_text(prefix, tensors) for prefix in list(TEXTS_3.values())[:2]]
+    if not all(texts):
+        raise _other("a text encoder is missing: files that hold the transformer alone are not read")
+    if _has(TEXTS_3["text_encoder_3"], tensors):
+        warnings.warn("T5 is left out: the file has no tokenizer for it; a folder would", stacklevel=2)
+    width = transformer["context_embedder.weight"].shape[1]
+    configs = {
+        "transformer": transformer_config(transformer),
+        "vae": _vae(tensors) | {"scaling_factor": 1.5305, "shift_factor": 0.0609, "sample_size": 1024},
+        "text_encoder": _clip(texts[0]),
+        "text_encoder_2": _clip(texts[1], act="gelu"),
+    }
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    # Its authors' code reads the first encoder's pooled states as they are.
+    return Description(
+        "sd3", configs, scheduler, [{}, {"pad_token": "!"}], {"width": width}, unprojected=["text_encoder"]
+    )
+
+
 def _prediction_type(tensors: Tensors, unet: Tensors) -> str:
     """SDXL says it by a weight of its own; of SD 2 a norm tells it, whose biases are large for v alone: a
     rule of thumb, from ComfyUI's supported_models.py."""
@@ -101,10 +134,7 @@ def _prediction_type(tensors: Tensors, unet: Tensors) -> str:
 
 def _unet(unet: Tensors) -> dict[str, Any]:
     if "input_blocks.0.0.weight" not in unet:
-        kind = "Stable Diffusion 3" if any(name.startswith("joint_blocks") for name in unet) else None
-        raise _other(
-            f"this is {kind}, which is read from folders alone" if kind else "there is no U-Net in it"
-        )
+        raise _other("there is no U-Net in it")
     levels = _levels(unet)
     widths = [level["width"] for level in levels]
     attends = [bool(level["depth"]) for level in levels]
@@ -170,15 +200,16 @@ def _vae(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def _clip(text: Tensors) -> dict[str, Any]:
+def _clip(text: Tensors, act: str = "quick_gelu") -> dict[str, Any]:
     tokens = text["embeddings.token_embedding.weight"]
+    projection = text.get("text_projection.weight", tokens.T)
     return _text_config(
         tokens,
         positions=text["embeddings.position_embedding.weight"].shape[0],
         layers=_count(r"encoder\.layers\.(\d+)\.", text),
         inner=text["encoder.layers.0.mlp.fc1.weight"].shape[0],
-        projection=tokens.shape[1],
-        act="quick_gelu",
+        projection=projection.shape[0],
+        act=act,
     )
 
 
@@ -236,6 +267,6 @@ def _count(pattern: str, names: Tensors) -> int:
 
 def _other(why: str) -> StudioloError:
     return StudioloError(
-        f"not a whole Stable Diffusion 1, 2 or XL model: {why}",
+        f"not a whole Stable Diffusion 1, 2, XL or 3 model: {why}",
         remedy="Give a checkpoint with U-Net, text encoder and VAE in it, or a Diffusers folder.",
     )

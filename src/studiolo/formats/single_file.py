@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,22 +12,21 @@ import torch
 import yaml
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CLIPTextConfig, CLIPTokenizer
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.families import FAMILIES
 from studiolo.errors import StudioloError
-from studiolo.formats import compvis
-from studiolo.formats.clip_vocabulary import clip_tokenizer, is_clip
+from studiolo.formats import compvis, mmdit
 from studiolo.formats.diffusers_folder import check_fit
-from studiolo.formats.inferring import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIP_XL, Description, infer
+from studiolo.formats.file_texts import make_tokenizer, text_from_file, text_to_file, tokenizer_settings
+from studiolo.formats.inferring import Description, infer
 from studiolo.formats.layouts import LAYOUTS
 from studiolo.formats.tensors import OnProgress, Tensors, read_metadata, read_tensors, write_tensors
 from studiolo.models.registry import CARD_KEY
 
 DESCRIPTION_KEY = "studiolo.model"
-_TOKENIZER_JSON = "tokenizer.json"
 _MOST_LAYERS, _LARGEST = 256, 1 << 20
+_NAMES = {"unet": "U-Net", "transformer": "transformer", "vae": "VAE"}
 _UNREADABLE = (
     *(KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, StrictDataclassError),
 )
@@ -36,7 +34,7 @@ _PREDICTIONS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": 
 
 
 def read_single_file(file: str | Path, dtype: torch.dtype | None = torch.float32) -> Components:
-    """The model in a .safetensors or .ckpt file: Stable Diffusion 1.x, 2.x or XL, in eval mode.
+    """The model in a .safetensors or .ckpt file: Stable Diffusion 1.x, 2.x, XL or 3, in eval mode.
 
     Configs stand in the metadata of files that Studiolo wrote; for others those of the published
     architecture are taken. Weights are cast to `dtype` (None: as they are stored). EMA weights, which some
@@ -93,13 +91,13 @@ def write_single_file(
     card: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Path:
-    """Writes a model of the SD or SDXL family to a .safetensors file; returns its path.
+    """Writes a model to a .safetensors file; returns its path.
 
     Configs, tokenizers that are not CLIP's, and the `card` go into the metadata, so that reading the file
     gives the same model, bit for bit.
 
     Raises:
-        StudioloError: another family, or an architecture that has no names there.
+        StudioloError: an architecture that has no names there.
     """
     tensors: dict[str, torch.Tensor] = {}
     for part, module in components.modules.items():
@@ -123,36 +121,27 @@ def _flags(scheduler: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _to_file(part: str, module: Any, family: str) -> dict[str, torch.Tensor]:
+    if part.startswith("text_encoder"):
+        return text_to_file(part, module, family)
     weights = module.state_dict()
-    if part in ("unet", "vae"):
-        prefix = compvis.UNET if part == "unet" else compvis.VAE
+    if part == "transformer":
+        named = mmdit.to_file(weights)
+    else:
         named = compvis.to_compvis(weights, part, module.config)
-        return {prefix + name: tensor for name, tensor in named.items()}
-    prefix = _text_prefix(part, module.config.to_dict(), family)
-    if prefix in (OPEN_CLIP, OPEN_CLIP_XL):
-        return {prefix + name: tensor for name, tensor in compvis.to_open_clip(weights).items()}
-    return {f"{prefix}text_model.{name.removeprefix('text_model.')}": t for name, t in weights.items()}
+    return {_prefix(part) + name: tensor for name, tensor in named.items()}
 
 
-def _text_prefix(part: str, config: Mapping[str, Any], family: str) -> str:
-    """Where a text encoder is: SD 1 has CLIP, SD 2 OpenCLIP (another activation); XL has both."""
-    if family == "sdxl":
-        return CLIP_XL if part == "text_encoder" else OPEN_CLIP_XL
-    if family != "sd":
-        raise StudioloError(
-            f"models of the family {family} are not written as single files",
-            remedy="Write a Diffusers folder.",
-        )
-    return CLIP if config["hidden_act"] == "quick_gelu" else OPEN_CLIP
+def _prefix(part: str) -> str:
+    return compvis.VAE if part == "vae" else compvis.UNET
 
 
 def _build(told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Components:
     encoders = sorted(part for part in told.configs if part.startswith("text_encoder"))
     return Components(
-        tokenizers=tuple(_tokenizer(settings) for settings in told.tokenizers),
+        tokenizers=tuple(make_tokenizer(settings) for settings in told.tokenizers),
         text_encoders=tuple(_from_file(part, told, tensors, dtype) for part in encoders),
         vae=_from_file("vae", told, tensors, dtype),
-        denoiser=_from_file("unet", told, tensors, dtype),
+        denoiser=_from_file(LAYOUTS[told.family].family.denoiser, told, tensors, dtype),
         scheduler_config=dict(told.scheduler),
         family=FAMILIES[told.family](**told.settings),
     )
@@ -161,34 +150,38 @@ def _build(told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Co
 def _from_file(part: str, told: Description, tensors: Tensors, dtype: torch.dtype | None) -> Any:
     config = told.configs[part]
     network = LAYOUTS[told.family].networks[part]
+    is_text = part.startswith("text_encoder")
     with init_empty_weights(include_buffers=False):
-        if part in ("unet", "vae"):
-            module = network.from_config(config)
-        else:
-            module = network(CLIPTextConfig.from_dict(config))
+        module = network(network.config_class.from_dict(config)) if is_text else network.from_config(config)
     names = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if part in ("unet", "vae"):
-        prefix = compvis.UNET if part == "unet" else compvis.VAE
-        held = _below(prefix, tensors)
-        weights = compvis.from_compvis(held, names, part, config)
-        if part == "unet" and len(held) > len(names):
-            raise StudioloError(
-                f"its U-Net has {len(held) - len(names)} weights more than that architecture has",
-                remedy="ControlNets and other additions are not supported.",
-            )
+    if is_text:
+        weights = text_from_file(part, told, tensors, names)
     else:
-        weights = _text_weights(_text_prefix(part, config, told.family), tensors, names)
+        weights = _image_weights(part, config, tensors, names)
     _check(part, names, weights)
     module.load_state_dict({name: t.to(dtype or t.dtype) for name, t in weights.items()}, assign=True)
+    if is_text:
+        module.tie_weights()
     return module.eval()
 
 
-def _text_weights(prefix: str, tensors: Tensors, names: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
-    held = _below(prefix, tensors)
-    if prefix in (OPEN_CLIP, OPEN_CLIP_XL):
-        return compvis.from_open_clip(held, names)
-    bare = {name.removeprefix("text_model."): tensor for name, tensor in held.items()}
-    return {name: bare[key] for name in names if (key := name.removeprefix("text_model.")) in bare}
+def _image_weights(
+    part: str, config: Mapping[str, Any], tensors: Tensors, names: Mapping[str, torch.Size]
+) -> dict[str, torch.Tensor]:
+    """Those of a VAE, a U-Net or a transformer, of which a file must hold no more."""
+    prefix = _prefix(part)
+    held = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+    if part == "transformer":
+        known, weights = {mmdit.file_name(name) for name in names}, mmdit.from_file(held, names)
+    else:
+        weights = compvis.from_compvis(held, names, part, config)
+        known = {compvis.unet_name(name, config) for name in names} if part == "unet" else set(held)
+    if more := held.keys() - known:
+        raise StudioloError(
+            f"its {_NAMES[part]} has {len(more)} weights more than that architecture has",
+            remedy="ControlNets and other additions are not supported.",
+        )
+    return weights
 
 
 def _check(part: str, names: Mapping[str, torch.Size], weights: Tensors) -> None:
@@ -202,7 +195,7 @@ def _check(part: str, names: Mapping[str, torch.Size], weights: Tensors) -> None
         raise StudioloError(
             f"the {part} is of another architecture: {name} is {list(weights[name].shape)}, "
             f"and {list(names[name])} is wanted",
-            remedy="Only Stable Diffusion 1.x, 2.x and XL are read from single files.",
+            remedy="Stable Diffusion 1.x, 2.x, XL and 3 are read from single files.",
         )
 
 
@@ -216,28 +209,10 @@ def _description(components: Components) -> dict[str, Any]:
         components.family.name,
         configs,
         dict(components.scheduler_config),
-        [_tokenizer_settings(tokenizer) for tokenizer in components.tokenizers],
+        [tokenizer_settings(tokenizer) for tokenizer in components.tokenizers],
         asdict(components.family),  # type: ignore[call-overload]  # all families are dataclasses
     )
     return asdict(told)
-
-
-def _tokenizer_settings(tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    settings = {"pad_token": tokenizer.pad_token, "model_max_length": tokenizer.model_max_length}
-    return (
-        settings if is_clip(tokenizer) else settings | {_TOKENIZER_JSON: tokenizer.backend_tokenizer.to_str()}
-    )
-
-
-def _tokenizer(settings: Mapping[str, Any]) -> CLIPTokenizer:
-    config = {key: value for key, value in settings.items() if key != _TOKENIZER_JSON}
-    if _TOKENIZER_JSON not in settings:
-        return clip_tokenizer(**config)
-    with tempfile.TemporaryDirectory() as folder:  # the library reads tokenizers from folders alone
-        (Path(folder) / _TOKENIZER_JSON).write_text(settings[_TOKENIZER_JSON], encoding="utf-8")
-        config |= {"tokenizer_class": "CLIPTokenizer"}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _told_prediction(file: Path, metadata: Mapping[str, str]) -> str | None:
@@ -259,18 +234,27 @@ def _told_prediction(file: Path, metadata: Mapping[str, str]) -> str | None:
 
 def _model_spec(components: Components) -> dict[str, str]:
     """The keys of https://github.com/Stability-AI/ModelSpec that follow from the model itself."""
-    family, side = components.family.name, components.image_size
-    is_v = components.scheduler_config.get("prediction_type") == "v_prediction"
-    second = components.text_encoder.config.hidden_act != "quick_gelu"
-    kinds = {"sdxl": "stable-diffusion-xl-v1-base", "sd": "stable-diffusion-v1"}
-    kind = f"stable-diffusion-v2-{'768-v' if is_v else '512'}" if family == "sd" and second else kinds[family]
+    side = components.image_size
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": kind,
+        "modelspec.architecture": _architecture(components),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.resolution": f"{side}x{side}",
-        "modelspec.prediction_type": "v" if is_v else "epsilon",
-    }
+    } | ({} if components.is_flow else {"modelspec.prediction_type": "v" if _is_v(components) else "epsilon"})
+
+
+def _architecture(components: Components) -> str:
+    if components.family.name == "sd3":
+        return "stable-diffusion-v3-medium"
+    if components.family.name == "sdxl":
+        return "stable-diffusion-xl-v1-base"
+    if components.text_encoder.config.hidden_act == "quick_gelu":
+        return "stable-diffusion-v1"
+    return f"stable-diffusion-v2-{'768-v' if _is_v(components) else '512'}"
+
+
+def _is_v(components: Components) -> bool:
+    return components.scheduler_config.get("prediction_type") == "v_prediction"
 
 
 def _refuse_parts(tensors: Tensors) -> None:
@@ -289,7 +273,3 @@ def _refuse_parts(tensors: Tensors) -> None:
         f"no Stable Diffusion model: its weights are named like {next(iter(tensors))}",
         remedy="Give a checkpoint in CompVis' names (model.diffusion_model.*), or a Diffusers folder.",
     )
-
-
-def _below(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
