@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ def warm_trainings(warm_python: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tunings, "LEASH", [warm_python, *tunings.LEASH[1:]])
         yield
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays: without, looking for garbage among it takes half a second each time
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 import openai
 import pytest
+import uvicorn
 from serving import Serving, serving
 from talking import client_of
 
@@ -25,6 +27,23 @@ def no_certificates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for load in ("load_verify_locations", "load_default_certs"):
             patch.setattr(ssl.SSLContext, load, lambda *_, **__: None)
+        yield
+
+
+class _Soon:
+    """asyncio, as uvicorn sees it: it looks every 0.1 seconds whether it is to end, and whether it has."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ends_soon() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", _Soon())
         yield
 
 
