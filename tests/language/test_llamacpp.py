@@ -17,9 +17,10 @@ import jsonschema
 import pytest
 
 from studiolo.errors import StudioloError
-from studiolo.language.engines import llamacpp
 from studiolo.language.engines.completer import Completion, Constraint, Sampling
-from studiolo.language.engines.llamacpp import LlamaCpp
+from studiolo.language.engines.llamacpp import BATCH, LlamaCpp
+from studiolo.language.engines.llamacpp_desk import Desk
+from studiolo.language.engines.llamacpp_stream import Reading
 from studiolo.language.engines.vocabulary_guard import write_useless_model
 from studiolo.language.errors import InvalidRequestError, LanguageError, OverloadedError, UnsupportedError
 
@@ -154,7 +155,7 @@ def test_it_tells_how_much_of_a_long_prompt_it_has_read(engine):
     pieces = pieces_of(engine, Completion(prompt, max_tokens=2, sampling=GREEDY))
     read = [piece.read for piece in pieces if not piece.made and not piece.end]
     assert read == sorted(read)
-    assert read[0] <= llamacpp.BATCH < read[-1] <= len(prompt)
+    assert read[0] <= BATCH < read[-1] <= len(prompt)
     assert len(tokens_of(pieces)) == 2
 
 
@@ -473,7 +474,7 @@ def test_who_waits_gets_the_place_while_the_others_go_on(engine):
 def test_cancelling_while_the_prompt_is_read_stops_the_reading(engine, monkeypatch):
     """The server computes a batch, tells of it, and is told to stop: far before the prompt's end."""
     told = []
-    read = llamacpp._Reading.read
+    read = Reading.read
 
     async def play():
         loop, begun = asyncio.get_running_loop(), asyncio.Event()
@@ -484,7 +485,7 @@ def test_cancelling_while_the_prompt_is_read_stops_the_reading(engine, monkeypat
                 loop.call_soon_threadsafe(begun.set)
             return read(reading, chunk)
 
-        monkeypatch.setattr(llamacpp._Reading, "read", noted)
+        monkeypatch.setattr(Reading, "read", noted)
         before = _runs(engine)
         prompt = engine.tokenize(" ".join(map(str, range(400))))[: CONTEXT - 8]
         task = asyncio.create_task(all_of(engine, Completion(prompt, max_tokens=2, sampling=GREEDY)))
@@ -492,14 +493,14 @@ def test_cancelling_while_the_prompt_is_read_stops_the_reading(engine, monkeypat
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert len(prompt) > llamacpp.BATCH
+        assert len(prompt) > BATCH
         monkeypatch.undo()
         await _idle(engine)
         assert _runs(engine) - before <= 2  # the batch that was told of, and one that had begun
         await all_of(engine, wish(engine, "Hi", max_tokens=1))
 
     asyncio.run(play())
-    assert max(told) <= llamacpp.BATCH
+    assert max(told) <= BATCH
     assert _busy(engine) == []
 
 
@@ -563,7 +564,7 @@ def test_no_port_is_opened_and_nobody_else_may_enter(engine):
 
 
 def test_without_the_key_it_answers_nobody(engine):
-    desk = llamacpp._Desk(engine._desk._address, "guessed")
+    desk = Desk(engine._desk._address, "guessed")
     with pytest.raises(LanguageError, match=r"(?i)invalid api key"):
         desk.ask("/tokenize", {"content": "a"})
 

@@ -250,6 +250,3 @@ class LlamaCpp:
         if "error" in answer:
             raise error_of(answer["error"])
         return bool(answer["choices"][0]["text"] == "a b 1")
-
-
-_Reading, _Desk = Reading, Desk
