@@ -6,7 +6,6 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +138,8 @@ def test_what_makes_no_sense_is_refused():
 
 
 def test_weights_that_are_missing_are_told_before_the_run_begins(given, tmp_path):
-    settings = {"every": 3, "embedder": "dino", "weights": str(tmp_path / "nothing")}
+    settings = {"every": 3, "embedder": "dino"}
+    settings |= {"weights": str(tmp_path / "nothing"), "text_weights": str(tmp_path / "nothing")}
     with pytest.raises(StudioloError, match="weights cannot be had"):
         teach(given, tmp_path / "run", scorer=training_scorer, scores=settings)
     assert not (tmp_path / "run").exists()
@@ -229,7 +229,7 @@ teach(given, Path({run!r}), scorer=training_scorer, scores={scores!r}, ema_decay
 """
 
 
-def test_a_killed_run_has_the_same_scores_and_the_same_best(given, tmp_path):
+def test_a_killed_run_has_the_same_scores_and_the_same_best(given, tmp_path, warm_python):
     wanted = {"every": 1, **QUICK}
     teach(given, tmp_path / "whole", scorer=training_scorer, scores=wanted, ema_decay=0.9)
     run = tmp_path / "run"
@@ -238,7 +238,7 @@ def test_a_killed_run_has_the_same_scores_and_the_same_best(given, tmp_path):
     )
     threads = str(torch.get_num_threads())
     env = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    done = subprocess.run([sys.executable, "-c", code], env=env, check=False, capture_output=True, text=True)
+    done = subprocess.run([warm_python, "-c", code], env=env, check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [row["step"] for row in scores(run)] == [0, 1, 2, 3, 4]
     training.resume(run, display=Display.silent())
