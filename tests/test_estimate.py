@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from lessons import QUICK, lesson, teach
 from studiolo.cli.main import app
+from studiolo.dreambooth import estimate as estimating
 from studiolo.dreambooth import forecast, teaching
 from studiolo.dreambooth.memory import Memory, _inputs, _MicroBatch, estimate_memory
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
-from studiolo.dreambooth.trainer import train
+from studiolo.dreambooth.trainer import prepare, train
 from tiny_families import TINY
 
 RATES = {"learning_rate": 1e-4, "text_learning_rate": 1e-4}
@@ -163,6 +164,38 @@ def test_what_is_made_for_the_prior_is_what_the_training_takes(
     teach(given, tmp_path / "run", **{"steps": 1} | settings)
     assert len({file.parent for file in studiolo_home.glob(f"cache/{files}")}) == 1
     assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
+@pytest.mark.parametrize("train_text_encoder", [True, False])
+def test_what_is_measured_lies_on_the_device_that_trains(given, tmp_path, monkeypatch, train_text_encoder):
+    """On "meta", which is no CPU, as a GPU is none: there it begins as the trainer would begin it."""
+    settings = QUICK | {"precision": "bf16-mixed", "train_text_encoder": train_text_encoder}
+    asked = Recipe().with_values(
+        settings
+        | {"images": [str(given["images"])], "class_noun": "fox", "base": str(given["base"])}
+        | {"identifier": "qqvv"}  # no token yet
+    )
+    ready = prepare(asked, Run(tmp_path), Display.silent(), None)
+    attention = [type(one) for one in ready.components.denoiser.attn_processors.values()]
+    meta = torch.device("meta")
+    for part in ready.components.modules.values():
+        part.to(meta)
+    seen = []
+    monkeypatch.setattr(estimating, "_prior", lambda *parts: ({}, 0.1))
+    monkeypatch.setattr(estimating, "estimate_memory", lambda *parts, **more: Memory(0, 0, 0, 0, 0))
+    monkeypatch.setattr(estimating, "available_memory", lambda device: 1.0)
+    monkeypatch.setattr(estimating, "_step", lambda module, *rest: seen.append(module) or 0.5)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=meta))
+    elsewhere = SimpleNamespace(
+        recipe=ready.recipe, components=ready.components, taught=ready.taught, trainer=trainer
+    )
+    assert estimating._measured(elsewhere, asked).device == "meta"
+    (module,) = seen
+    assert module.device == meta
+    assert {ids.device for ids in module._prompt_ids} == {meta}
+    assert (module._conditioning is None) == train_text_encoder
+    assert {value.device for value in (*module.parameters(), *module.buffers())} == {meta}
+    assert [type(one) for one in module.denoiser.attn_processors.values()] == attention
 
 
 def test_what_does_not_fit_is_said_with_another_exit_code(given, monkeypatch):

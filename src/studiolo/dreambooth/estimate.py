@@ -87,15 +87,22 @@ def _measured(teaching: Teaching, asked: Recipe) -> Estimate:
     for name, pictures, steps in _drawn_on_the_way(asked):
         if pictures:
             seconds[name] = pictures * steps * per_step
-    tokens = [ids for one in teaching.taught for ids in one.take_words(components)]
-    module = Personalization(components, recipe, material.prompts, tokens, _no_batches)
-    module.on_fit_start()
+    module = _begun(teaching, components, material)
     memory = estimate_memory(module, components, recipe, makes_class_images="class_images" in seconds)
     available = available_memory(components.device)
     seconds["steps"] = (
         recipe.steps * _step(module, components, material) if memory.total <= available else 0.0
     )
     return Estimate(memory, available, seconds, str(components.device))
+
+
+def _begun(teaching: Teaching, components: Components, material: Material) -> Personalization:
+    """The module as a trainer has it when it begins: on its device, and knowing so."""
+    tokens = [ids for one in teaching.taught for ids in one.take_words(components)]
+    module = Personalization(components, teaching.recipe, material.prompts, tokens, _no_batches)
+    module.to(components.device)
+    module.on_fit_start()
+    return module
 
 
 def _prior(teaching: Teaching, components: Components, material: Material) -> tuple[dict[str, float], float]:
