@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import settings
 
 from warm import warmed
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The cores are the workers': threads of one would wait for those of others. Torch reads it as it is loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("studiolo", deadline=None)  # how fast a machine is, is not what tests tell
 settings.load_profile("studiolo")
