@@ -14,7 +14,7 @@ from hypothesis import settings
 from warm import warmed
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # The cores are the workers': threads of one would wait for those of others. Torch reads it as it is loaded.
+    # The cores are the workers': threads of one would wait for those of others. torch reads it when loaded.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("studiolo", deadline=None)  # how fast a machine is, is not what tests tell
