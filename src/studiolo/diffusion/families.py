@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from studiolo.diffusion.conditioning import Conditioning
+from studiolo.errors import StudioloError
 
 
 class Family(Protocol):
@@ -56,7 +57,9 @@ class Family(Protocol):
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """The denoiser's prediction [B, C, h, w] for `noisy` latents at `times` ([B] or a scalar, as the
-        schedule's `times` has them)."""
+        schedule's `times` has them, on any device).
+
+        Raises StudioloError when the denoiser wants to be told a guidance scale, and is not."""
         ...
 
     def sizes(self, height: int, width: int) -> torch.Tensor | None:
@@ -101,7 +104,12 @@ class StableDiffusion(_OfClip):
     def predict(
         self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        return denoiser(noisy, times, encoder_hidden_states=conditioning.tokens).sample
+        return denoiser(
+            noisy,
+            times.to(noisy.device),
+            encoder_hidden_states=conditioning.tokens,
+            timestep_cond=_told_scale(denoiser, conditioning),
+        ).sample
 
     def sizes(self, height: int, width: int) -> torch.Tensor | None:
         return None
@@ -137,7 +145,11 @@ class StableDiffusionXL(_OfClip):
     ) -> torch.Tensor:
         told = {"text_embeds": conditioning.pooled, "time_ids": conditioning.sizes}
         return denoiser(
-            noisy, times, encoder_hidden_states=conditioning.tokens, added_cond_kwargs=told
+            noisy,
+            times.to(noisy.device),
+            encoder_hidden_states=conditioning.tokens,
+            timestep_cond=_told_scale(denoiser, conditioning),
+            added_cond_kwargs=told,
         ).sample
 
     def sizes(self, height: int, width: int) -> torch.Tensor | None:
@@ -187,13 +199,30 @@ class StableDiffusion3:
     ) -> torch.Tensor:
         return denoiser(
             hidden_states=noisy,
-            timestep=times.expand(len(noisy)),
+            timestep=times.to(noisy.device).expand(len(noisy)),  # samplers keep theirs on the CPU
             encoder_hidden_states=conditioning.tokens,
             pooled_projections=conditioning.pooled,
         ).sample
 
     def sizes(self, height: int, width: int) -> torch.Tensor | None:
         return None
+
+
+def guidance_width(denoiser: Any) -> int:
+    """How many numbers a denoiser that guidance was distilled into reads of its scale (Meng et al. 2023; Luo
+    et al. 2023, latent consistency models); 0 for all others."""
+    return getattr(denoiser, "config", {}).get("time_cond_proj_dim") or 0
+
+
+def _told_scale(denoiser: Any, conditioning: Conditioning) -> torch.Tensor | None:
+    if conditioning.guidance is None and guidance_width(denoiser):
+        raise StudioloError(
+            "guidance was distilled into this model, which can be drawn with, not taught",
+            where="time_cond_proj_dim of the U-Net",
+            remedy="Teach the model that it was distilled from; its adapter is drawn with this one, too: "
+            "studiolo generate --adapter.",
+        )
+    return conditioning.guidance
 
 
 def _last_layers(encoder: Any, count: int) -> list[Any]:
