@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
 from studiolo.diffusion.conditioning import Conditioning
-from studiolo.diffusion.families import STABLE_DIFFUSION, Family
+from studiolo.diffusion.families import STABLE_DIFFUSION, Family, guidance_width
 from studiolo.errors import StudioloError
 
 # Keys that say who wrote a config, not what it computes; names with a leading underscore are such too.
@@ -133,6 +133,11 @@ class Components:
     def predict(self, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The denoiser's prediction [B, C, h, w]; see `Family.predict`."""
         return self.family.predict(self.denoiser, noisy, times, conditioning)
+
+    @property
+    def guidance_width(self) -> int:
+        """Above 0 where guidance was distilled into the denoiser; see `families.guidance_width`."""
+        return guidance_width(self.denoiser)
 
     @property
     def vae_factor(self) -> int:

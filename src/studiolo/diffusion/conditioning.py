@@ -20,11 +20,13 @@ class Conditioning:
     `tokens` [B, L, D] is read by cross-attention (SD3: joined with the picture's own). `pooled` [B, P] is one
     vector a prompt (SDXL, SD3, FLUX). `sizes` [B, 6] are SDXL's (height, width, top, left, height, width) of
     the original, of the crop's corner and of the picture (Podell et al. 2023, section 2.2), in pixels.
+    `guidance` [B, E] is the embedding of the guidance scale, for U-Nets that guidance was distilled into.
     """
 
     tokens: torch.Tensor
     pooled: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
+    guidance: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,12 +48,13 @@ class Conditioning:
             torch.cat([part.tokens for part in parts]),
             join_present([part.pooled for part in parts]),
             join_present([part.sizes for part in parts]),
+            join_present([part.guidance for part in parts]),
         )
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditioning:
         """`change` of each tensor that is there."""
-        pooled, sizes = (None if t is None else change(t) for t in (self.pooled, self.sizes))
-        return Conditioning(change(self.tokens), pooled, sizes)
+        others = (None if t is None else change(t) for t in (self.pooled, self.sizes, self.guidance))
+        return Conditioning(change(self.tokens), *others)
 
 
 def join_present(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:

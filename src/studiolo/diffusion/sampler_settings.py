@@ -81,9 +81,14 @@ class SamplerSettings:
         return self.guidance_scale > 1 and self.guidance_from < self.guidance_until
 
     def guided_at(self, number: int, total: int) -> bool:
-        """Whether it takes part in call `number` (from 1) of `total`, as diffusers' guiders count it."""
+        """Whether it takes part in call `number` (from 1) of `total`."""
+        return self.guided and self.within(number, total)
+
+    def within(self, number: int, total: int) -> bool:
+        """Whether call `number` (from 1) of `total` is in the part that is guided, as diffusers' guiders
+        count it."""
         first, after = (int(part * total) for part in (self.guidance_from, self.guidance_until))
-        return self.guided and first < number <= after
+        return first < number <= after
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values; `SamplerSettings(**settings.as_dict())` is the same again.

@@ -107,7 +107,7 @@ def generate(
             components,
             _embed(components, [prompts[i] for i in batch], encode_prompts).sized(sizes),
             _embed(components, [negatives[i] for i in batch], encode_negatives).sized(sizes)
-            if settings.guided
+            if settings.guided and not components.guidance_width
             else None,
             generators([seeds[i] for i in batch]),
             shape,

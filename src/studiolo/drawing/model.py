@@ -170,12 +170,14 @@ class ImageModel:
             ) from error
 
     def notes(self, requests: Sequence[Request]) -> list[str]:
-        """What the user should know of these prompts: the words that the text encoder will not see, and the
-        subjects that it cannot tell apart."""
+        """What the user should know of these prompts: the words that the text encoder will not see, the
+        negative prompts that are not read, and the subjects that cannot be told apart."""
         texts = dict.fromkeys(t for request in requests for t in (request.prompt, request.negative_prompt))
         limit = self.components.tokenizer.model_max_length
         lost = {text: lost_text(self.components, text) for text in texts}
         notes = [f"prompts end after {limit} tokens: '{end}' was not read" for end in lost.values() if end]
+        if self.components.guidance_width and any(request.negative_prompt for request in requests):
+            notes.append("guidance was distilled into this model: negative prompts are not read")
         by_word: dict[str, list[str]] = {}
         for name, word in self.identifiers.items():
             by_word.setdefault(word, []).append(name)
