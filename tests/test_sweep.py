@@ -9,6 +9,7 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.trainer import train
 from studiolo.errors import StudioloError
+from studiolo.evaluation import sweep as sweeping
 from studiolo.evaluation.space import Choice, Range, grid, parse_parameter
 from studiolo.evaluation.sweep import Sweep
 from studiolo.evaluation.training import training_scorer
@@ -55,7 +57,15 @@ def test_the_forms_of_a_parameter():
     assert parse_parameter("prior_weight=0..1.5") == Range("prior_weight", 0, 1.5)
     assert parse_parameter("steps=100..400:50").points() == (100, 150, 200, 250, 300, 350, 400)
     assert parse_parameter("a=0.1..0.3:0.1").points() == pytest.approx((0.1, 0.2, 0.3))
+    assert parse_parameter("adapter.targets=[attention], [attention,conv]") == Choice(
+        "adapter.targets", ("[attention]", "[attention,conv]")
+    )
+    assert parse_parameter("instance_prompt='a [V], sitting',a [V]").values == ("'a [V], sitting'", "a [V]")
+    assert parse_parameter("base=../one,../two").values == ("../one", "../two")
     for wrong in (
+        "a=[1,2",
+        "a=1],2",
+        "a='b,c",
         "steps",
         "steps=",
         "steps=1,1",
@@ -148,9 +158,81 @@ def test_settings_that_cannot_be_are_refused_before_and_during(given, tmp_path, 
     out = tmp_path / "b"
     done = search(given, out, "steps=1,2,3", method="grid").run()
     assert len(done.done) == 2
-    assert "refused: no such luck" in (out / "leaderboard.txt").read_text()
+    assert "failed: no such luck" in (out / "leaderboard.txt").read_text()
     with pytest.raises(StudioloError, match="another parameters"):
         search(given, out, "steps=1,2", method="grid").run()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "allowed", "reason"),
+    [
+        (("train_text_encoder=true,false", "train_token_embedding=true,false"), 3, "every embedding already"),
+        (("buckets=true,false", "bucket_step=8,16"), 2, "set buckets"),
+        (("adapter.kind=lora,null", "adapter.targets=[attention],[attention,conv]"), None, None),
+    ],
+)
+def test_what_does_not_go_together_is_no_trial_and_no_end(
+    given, tmp_path, monkeypatch, parameters, allowed, reason
+):
+    def trained(self, trial, folder):
+        self._recipe(trial.params)
+        return scripted({"steps": 1})
+
+    monkeypatch.setattr(Sweep, "_train", trained)
+    done = search(given, tmp_path / "out", *parameters, method="grid").run()
+    if allowed is not None:
+        assert len(done.done) == allowed
+        assert len(done.failed) == 4 - allowed
+        assert reason in done.text()
+    else:
+        assert len(done.done) + len(done.failed) == 4
+        assert {trial.params["adapter.targets"] for trial in done.done} == {"[attention]", "[attention,conv]"}
+
+
+def test_a_space_in_which_nothing_goes_together_is_refused_at_once(given, tmp_path):
+    for more in ({"method": "grid"}, {"trials": 3}):
+        with pytest.raises(StudioloError, match="set buckets"):
+            search(given, tmp_path / "out", "bucket_step=8,16", **more).run()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), StudioloError("too large")])
+def test_a_trial_without_enough_memory_fails_and_the_others_go_on(given, tmp_path, monkeypatch, error):
+    tried = []
+
+    def train(name, recipe, out, **more):
+        tried.append(recipe.batch_size)
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "run.json").write_text("{}")
+        if recipe.batch_size == 4:
+            raise error
+        card = {"name": name, "scores": scripted({"steps": 1})}
+        return SimpleNamespace(ref=SimpleNamespace(card=card))
+
+    monkeypatch.setattr(sweeping.training, "train", train)
+    monkeypatch.setattr(sweeping, "remove", lambda name: None)
+    for _ in range(2):
+        done = search(given, tmp_path / "out", "batch_size=2,4,3", method="grid").run()
+        assert sorted(trial.params["batch_size"] for trial in done.done) == ["2", "3"]
+        (failed,) = done.failed
+        assert failed.params["batch_size"] == "4"
+        assert "memory" in done.text() or "too large" in done.text()
+    assert sorted(tried) == [2, 3, 4]  # not again
+    assert len(list((tmp_path / "out").glob("trials/*/run/checkpoints"))) == 1  # that of the best
+
+
+def test_several_subjects_are_swept_by_their_mean(given, tmp_path):
+    out, images = tmp_path / "out", str(given["images"])
+    result = CliRunner().invoke(
+        app,
+        ["sweep", f"--subject=vix=fox:{images}", f"--subject=rex=dog:{images}", "--base", str(given["base"]),
+         "--method", "grid", "--param", "steps=1,2", "--out", str(out),
+         *(f"--set={key}={json.dumps(value)}" for key, value in (QUICK | {"scores": SCORES}).items())],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert sorted(row["steps"] for row in board(out)) == ["1", "2"]
+    best = Recipe.from_yaml(out / "best.yaml")
+    assert [subject.name for subject in best.subjects] == ["vix", "rex"]
 
 
 KILLED = """
@@ -217,5 +299,5 @@ def test_a_sweep_in_which_nothing_could_be_trained_names_no_best(given, tmp_path
     arguments += ["--param", "steps=1,2", "--method", "grid", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "refused: no such luck" in done.stdout
+    assert "failed: no such luck" in done.stdout
     assert "best.yaml" not in done.stdout

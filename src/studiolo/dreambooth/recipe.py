@@ -30,6 +30,10 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 SCALAR_END = "...\n"  # PyYAML ends a lone scalar with this
 
 
+class MisfitError(StudioloError):
+    """Each setting may have its value, and together they are no recipe."""
+
+
 class Previews(Group):
     """Pictures drawn while training, always from the same seeds, to watch the subject form."""
 
@@ -279,13 +283,15 @@ class Recipe(Group):
     def build(cls, values: Mapping[str, Any], *, where: object = None) -> Recipe:
         """A recipe of `values`, the rest by default.
 
-        Raises StudioloError naming every wrong key (with the nearest right one) and every wrong value.
+        Raises StudioloError naming every wrong key (with the nearest right one) and every wrong value; its
+        subclass MisfitError where only their combination is wrong.
         """
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             problems = [_problem(cls, item) for item in error.errors()]
-            raise StudioloError(
+            fit_alone = all(item["type"] == "value_error" for item in error.errors())
+            raise (MisfitError if fit_alone else StudioloError)(
                 "; ".join(problems), where=where or "recipe", remedy="All settings: studiolo train --defaults"
             ) from None
 

@@ -36,8 +36,8 @@ class Leaderboard:
         return sorted(complete, key=lambda trial: (-_value(trial), trial.number))
 
     @property
-    def refused(self) -> list[FrozenTrial]:
-        """Those whose settings could not be trained with."""
+    def failed(self) -> list[FrozenTrial]:
+        """Those that could not be trained: settings that are no recipe, or too much for the memory."""
         return [trial for trial in self.trials if "error" in trial.user_attrs]
 
     @property
@@ -53,13 +53,13 @@ class Leaderboard:
         return rows
 
     def text(self) -> str:
-        """The table for a terminal, with what was refused below it."""
+        """The table for a terminal, with what failed below it."""
         rows = [[_cell(value) for value in row] for row in self.table()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
-        lines += [f"trial {trial.number} refused: {trial.user_attrs['error']}" for trial in self.refused]
+        lines += [f"trial {trial.number} failed: {trial.user_attrs['error']}" for trial in self.failed]
         return "\n".join(lines) + "\n"
 
     def save(self) -> None:
@@ -77,14 +77,14 @@ class Leaderboard:
         body = "".join(
             "<tr>" + "".join(f'<td class="number">{cell}</td>' for cell in row) + "</tr>\n" for row in rows
         )
-        refused = "".join(
-            f"<p>Trial {trial.number} was refused: {html.escape(trial.user_attrs['error'])}</p>\n"
-            for trial in self.refused
+        failed = "".join(
+            f"<p>Trial {trial.number} failed: {html.escape(trial.user_attrs['error'])}</p>\n"
+            for trial in self.failed
         )
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Sweep</title>'
             f"<style>{STYLE}</style></head>\n<body><h1>Sweep</h1>\n<table><tr>{top}</tr>\n{body}</table>\n"
-            f"{refused}{''.join(self._sheet(trial) for trial in self.done[:_SHOWN])}</body></html>\n"
+            f"{failed}{''.join(self._sheet(trial) for trial in self.done[:_SHOWN])}</body></html>\n"
         )
 
     def _sheet(self, trial: FrozenTrial) -> str:

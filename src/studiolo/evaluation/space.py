@@ -1,4 +1,7 @@
-"""The values that a sweep tries: `steps=100,200`, `steps=100..400`, `learning_rate=1e-5..1e-3:log`."""
+"""The values that a sweep tries: `steps=100,200`, `steps=100..400`, `learning_rate=1e-5..1e-3:log`.
+
+Values are YAML, lists too: `adapter.targets=[attention],[attention,conv]`.
+"""
 
 from __future__ import annotations
 
@@ -79,12 +82,31 @@ def parse_parameter(text: str) -> Parameter:
     name, equals, values = (part.strip() for part in text.partition("="))
     if not (name and equals and values):
         raise StudioloError("a parameter has the form KEY=VALUES", where=text, remedy=FORMS)
-    if ".." in values:
+    if re.fullmatch(r"[^,/\[\]]*\.\.[^,/\[\]]*", values):
         return _range(name, values, text)
-    choices = tuple(value.strip() for value in values.split(","))
+    choices = tuple(value.strip() for value in _split(values, text))
     if not all(choices) or len(set(choices)) < len(choices):
         raise StudioloError("a value is empty or there twice", where=text, remedy=FORMS)
     return Choice(name, choices)
+
+
+def _split(values: str, text: str) -> list[str]:
+    """What commas part; they part nothing within brackets, and in a value that begins with a quote."""
+    found, depth, quote = [""], 0, ""
+    for sign in values:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"" and not found[-1].strip():
+            quote = sign
+        else:
+            depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and not depth and not quote:
+            found.append("")
+        else:
+            found[-1] += sign
+    if depth or quote:
+        raise StudioloError("a bracket or quote has no other end", where=text, remedy=FORMS)
+    return found
 
 
 def _range(name: str, values: str, text: str) -> Range:

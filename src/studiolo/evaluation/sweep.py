@@ -7,28 +7,31 @@ goes on where it was.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
+import torch
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from studiolo.dreambooth.progress import Display
-from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.recipe import MisfitError, Recipe
 from studiolo.dreambooth.run import Run
 from studiolo.errors import StudioloError
 from studiolo.evaluation import training
 from studiolo.evaluation.leaderboard import Leaderboard
-from studiolo.evaluation.space import Parameter, grid
+from studiolo.evaluation.space import Choice, Parameter, grid
 from studiolo.models.registry import remove
 from studiolo.store.files import atomic_path, sha256_json
 from studiolo.training.checkpoint import Interrupted
@@ -101,10 +104,9 @@ class Sweep:
         points = grid(self.parameters) if self.method == "grid" else []
         if not points and self.trials is None:
             raise StudioloError("how many trials?", where="trials", remedy="Say so: --trials 20.")
-        self._recipe({})
-        for parameter in self.parameters:
-            for value in _ends(parameter):
-                self._recipe({parameter.name: value})
+        self._check_values()
+        if points or all(isinstance(parameter, Choice) for parameter in self.parameters):
+            self._check_together(points or grid(self.parameters))
         self.out.mkdir(parents=True, exist_ok=True)
         with self._lock:
             self._check_folder()
@@ -112,6 +114,26 @@ class Sweep:
             for point in points[: self.trials]:
                 study.enqueue_trial(point, skip_if_exists=True)
         return len(points[: self.trials]) if points else self.trials or 0
+
+    def _check_values(self) -> None:
+        """StudioloError for a value that its setting never takes; what else it needs, others may bring."""
+        self._recipe({})
+        for parameter in self.parameters:
+            for value in _ends(parameter):
+                with suppress(MisfitError):
+                    self._recipe({parameter.name: value})
+
+    def _check_together(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """StudioloError where none of some settings are a recipe."""
+        refused = None
+        for point in points:
+            try:
+                self._recipe(point)
+                return
+            except MisfitError as error:
+                refused = refused or error
+        if refused:
+            raise refused
 
     def _check_folder(self) -> None:
         file = self.out / "sweep.json"
@@ -188,8 +210,6 @@ class Sweep:
     def _recipe(self, params: Mapping[str, Any]) -> Recipe:
         """The recipe of a trial."""
         recipe = self.recipe.with_settings(f"{key}={value}" for key, value in params.items())
-        if recipe.subjects:
-            raise StudioloError("a sweep scores one subject, and here are several", where="subjects")
         if recipe.scores.export == "last":
             raise StudioloError(
                 "a sweep ranks trainings by their best step, and keeps that",
@@ -210,11 +230,15 @@ class Sweep:
             found = _result(folder) or self._train(trial, folder)
         except Interrupted:
             raise
-        except StudioloError as error:
-            trial.set_user_attr("error", error.message)
+        except (StudioloError, torch.OutOfMemoryError) as error:
+            why = error.message if isinstance(error, StudioloError) else "the device's memory is full"
+            trial.set_user_attr("error", why)
             study.tell(trial.number, state=TrialState.FAIL)
-            self.tell(f"trial {trial.number}: {told}: {error.message}")
+            self.tell(f"trial {trial.number}: {told}: {why}")
+            _drop_heavy(folder)
             return
+        finally:
+            _release_memory()
         trial.set_user_attr("folder", folder.name)
         trial.set_user_attr("seconds", round(time.monotonic() - begun, 1))
         for key, value in found.items():
@@ -249,8 +273,20 @@ class Sweep:
             self._recipe(best.params).save(self.out / "best.yaml")
             for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
                 if trial.user_attrs["folder"] != best.user_attrs["folder"]:
-                    for name in _HEAVY:
-                        shutil.rmtree(self.folder(trial.params) / "run" / name, ignore_errors=True)
+                    _drop_heavy(self.folder(trial.params))
+
+
+def _drop_heavy(folder: Path) -> None:
+    """Deletes of a trial's run what is big and can be made again."""
+    for name in _HEAVY:
+        shutil.rmtree(folder / "run" / name, ignore_errors=True)
+
+
+def _release_memory() -> None:
+    """Gives back what a trial held on a GPU, for the next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _given_up(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> bool:
