@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,8 +32,8 @@ def given(tmp_path_factory):
         ("growth", ["--quick"], ["| 1 | 96 x 96 |"]),
     ],
 )
-def test_it_runs_and_shows_its_table(name, options, expected, given, tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--model", str(given["base"])]
+def test_it_runs_and_shows_its_table(name, options, expected, given, tmp_path, warm_python):
+    command = [warm_python, str(ROOT / "benchmarks" / f"{name}.py"), "--model", str(given["base"])]
     done = subprocess.run(
         [*command, *(option.format(**given) for option in options)],
         capture_output=True, text=True, check=False, cwd=tmp_path,

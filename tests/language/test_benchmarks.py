@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ EXPECTED = {
 }
 
 
+@cache
 def shown(name, model):
     """What the benchmark prints when it is to be quick."""
     done = subprocess.run(
