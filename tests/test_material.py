@@ -115,7 +115,7 @@ def test_previews_show_several_subjects_in_one_picture(folder, tmp_path):
     settings = QUICK | {"steps": 1, "previews": previews}
     seen, draw = [], callbacks.generate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks, "generate", lambda c, texts, *a: seen.extend(texts) or draw(c, texts, *a))
+        patch.setattr(callbacks, "generate", lambda c, t, *a, **k: seen.extend(t) or draw(c, t, *a, **k))
         model = train(
             name="pets", base=folder / "model", out=tmp_path / "run", display=Display.silent(),
             subjects=two(folder), **settings,

@@ -27,11 +27,13 @@ from studiolo.dreambooth import callbacks
 from studiolo.dreambooth.batches import Batches, Half
 from studiolo.dreambooth.examples import ExampleSet, LatentEncoder
 from studiolo.dreambooth.identifier import add_identifier, find_identifier, take_identifier
+from studiolo.dreambooth.material import Material, Taught
 from studiolo.dreambooth.parts import choose_parts
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.rates import rates
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.dreambooth.subject import load_subject
 from studiolo.dreambooth.trainer import Interrupted, resume
 from studiolo.dreambooth.transforms import Transform
 from studiolo.errors import StudioloError
@@ -213,6 +215,21 @@ def test_meaning_is_the_mean_over_clip_s_text_encoders():
         for value in ("shift", "likeness"):
             expected = np.mean([getattr(tower[candidate.token], value) for tower in alone])
             assert getattr(candidate, value) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_large_photo_is_told_as_large_as_it_was(tmp_path):
+    """Though it is kept smaller: with 32 pixels to a picture, no side is kept above 64."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(
+        tmp_path / "a.png"
+    )
+    components = tiny_sdxl()
+    subject = load_subject(tmp_path, "fox", min_size=32)
+    assert min(subject.images[0].image.size) == 64
+    recipe = Recipe().with_values({"prior_weight": 0, "batch_size": 2})
+    material = Material(recipe, components, [Taught("V", subject, "zwx")])
+    sizes = material.batches(None)(0, 0, 1)[0].instance.sizes
+    assert sizes[:, :2].tolist() == [[300, 400]] * 2
+    assert sizes[:, 4:].tolist() == [[32, 32]] * 2
 
 
 def test_sizes_are_those_of_diffusers_sdxl_script():

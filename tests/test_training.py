@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -17,15 +18,18 @@ import torch
 import yaml
 from PIL import Image
 
-from lessons import lesson, losses, rows, same_weights, teach
+from lessons import lesson, losses, rows, same_weights, teach, weights
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth import callbacks, prior
+from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.prior import ClassImageMaker
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.rates import check_rate
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.trainer import Interrupted, resume, train
 from studiolo.errors import StudioloError
+from studiolo.evaluation import exam
+from studiolo.evaluation.training import training_scorer
 from studiolo.formats.diffusers_folder import load_components
 from studiolo.models.registry import resolve
 from tiny import tiny_components
@@ -244,10 +248,62 @@ def test_a_finished_run_can_be_resumed_to_no_effect(unbroken):
     assert (unbroken / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_mixed_precision_trains(given, tmp_path, precision):
-    teach(given, tmp_path / "run", precision=precision, steps=2)
-    assert np.isfinite(losses(tmp_path / "run")).all()
+def test_bf16_teaches_what_float32_teaches(given, tmp_path):
+    """Losses to the rounding of bf16 (2^-8), and what has moved has moved the same way."""
+    moved = []
+    for precision in ("32-true", "bf16-mixed"):
+        run = tmp_path / precision
+        teach(given, run, precision=precision, learning_rate=1e-4, text_learning_rate=1e-4, steps=4)
+        before, after = weights(given["base"]), weights(run / "model")
+        names = [name for name in before if name.startswith("unet.")]
+        moved.append(torch.cat([(after[name] - before[name]).flatten() for name in names]))
+    np.testing.assert_allclose(losses(tmp_path / "bf16-mixed"), losses(tmp_path / "32-true"), rtol=2**-6)
+    assert torch.cosine_similarity(*moved, dim=0) > 0.9
+    assert not torch.equal(*moved)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(given, tmp_path, monkeypatch):
+    step = Personalization.training_step
+
+    def broken(self, batch, index):
+        losses = step(self, batch, index)
+        return {name: loss * (math.nan if index == 2 else 1) for name, loss in losses.items()}
+
+    monkeypatch.setattr(Personalization, "training_step", broken)
+    with pytest.raises(StudioloError, match="nan in step 3") as caught:
+        teach(given, tmp_path / "run", checkpoint_every=1)
+    assert "rate_multiplier" in caught.value.remedy
+    assert not (tmp_path / "run" / "model").exists()
+    newest = max((tmp_path / "run" / "checkpoints").iterdir())
+    state = torch.load(newest, weights_only=True)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_a_full_memory_is_told_with_what_takes_less(given, tmp_path, monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Personalization, "training_step", full)
+    with pytest.raises(StudioloError, match="memory of cpu is full") as caught:
+        teach(given, tmp_path / "run")
+    assert "gradient_checkpointing" in caught.value.remedy
+
+
+def test_previews_and_scores_have_the_size_of_the_training(given, tmp_path, monkeypatch):
+    sizes = []
+    for module in (callbacks, exam):
+        draw = module.generate
+        monkeypatch.setattr(
+            module,
+            "generate",
+            lambda *a, draw=draw, **k: sizes.append((k["height"], k["width"])) or draw(*a, **k),
+        )
+    teach(
+        given, tmp_path / "run", steps=1, resolution=16, scorer=training_scorer,
+        previews={"every": 1, "steps": 1}, scores={"every": 1, "steps": 1, "n": 1, "contexts": 1},
+    )  # fmt: skip
+    assert len(sizes) > 2
+    assert set(sizes) == {(16, 16)}
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells what its processor can do")

@@ -21,6 +21,7 @@ from studiolo.dreambooth.trainer import Interrupted, resume
 from studiolo.formats.diffusers_folder import load_components
 from studiolo.formats.opening import open_components
 from test_training import TWO, as_text, at_step, child_env
+from tiny_families import TINY
 
 LORA = {"adapter": {"kind": "lora", "rank": 4, "alpha": 8}}
 DORA = {"adapter": {"kind": "dora", "rank": 4}}
@@ -35,9 +36,14 @@ def given(tmp_path_factory) -> dict[str, Path]:
 
 def says(model: Path | str, prompt: str = "a photo of a fox on the beach") -> torch.Tensor:
     components = open_components(model)
-    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = torch.randn(1, *components.latent_shape(), generator=torch.Generator().manual_seed(0))
+    told = encode_prompts(components, [prompt]).sized(components.family.sizes(32, 32))
     with torch.no_grad():
-        return components.predict(noisy, torch.tensor([400]), encode_prompts(components, [prompt]))
+        return components.predict(noisy, torch.tensor([400]), told)
+
+
+def card_of(folder: Path) -> dict:
+    return json.loads((folder / "studiolo.json").read_text())
 
 
 def test_an_adapter_is_exported_beside_its_base(given, tmp_path):
@@ -48,7 +54,7 @@ def test_an_adapter_is_exported_beside_its_base(given, tmp_path):
         "pytorch_lora_weights.safetensors",
         "studiolo.json",
     ]
-    card = json.loads((folder / "studiolo.json").read_text())
+    card = card_of(folder)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     state = load_file(folder / "pytorch_lora_weights.safetensors")
     unet = sum(tensor.numel() for name, tensor in state.items() if name.startswith("unet."))
@@ -102,6 +108,7 @@ def test_a_token_alone_is_some_numbers(given, tmp_path):
     assert len(ids) == 2
     assert set(changed) == {i for i in ids if i < len(tables[0])}
     assert says(folder).equal(says(given["base"])), "without the word nothing has changed"
+    assert card_of(folder)["recipe"]["prior_weight"] == 0, "pictures of the class teach no word"
     (file,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert [*torch.load(file, weights_only=True)["state_dict"]] == ["tokens.0.vectors"]
 
@@ -140,11 +147,18 @@ SHARED = {
     "pivotal, ddp": LORA | TOKEN,
     "full, fsdp": {"strategy": "fsdp", "ema_decay": 0.9, "clip_norm": 0.5},
     "pivotal, fsdp": LORA | TOKEN | {"strategy": "fsdp"},
+    "clip_skip, fsdp": {"strategy": "fsdp", "clip_skip": 1},
+    "sdxl, fsdp": {"strategy": "fsdp"},
+    "sdxl, ddp": {},
+    "sd3, lora, fsdp": LORA | {"strategy": "fsdp"},
 }
+"""Settings by name, in which the family of the base comes first, if it is not Stable Diffusion 1."""
 
 
 @pytest.mark.parametrize("name", SHARED)
 def test_two_processes_equal_one_with_the_doubled_batch(given, tmp_path, warm_python, name):
+    if (family := name.split(",")[0]) in TINY:
+        given = lesson(tmp_path / "lesson", TINY[family]())
     settings = {"learning_rate": 1e-4, "text_learning_rate": 1e-4, "steps": 3} | SHARED[name]
     teach(given, tmp_path / "one", batch_size=4, **settings | {"strategy": "auto"})
     script = tmp_path / "two.py"

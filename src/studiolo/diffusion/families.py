@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -94,9 +95,9 @@ class StableDiffusion(_OfClip):
         (encoder,) = text_encoders
         if not self.clip_skip:
             return Conditioning(encoder(ids[0]).last_hidden_state)
-        states = encoder(ids[0], output_hidden_states=True).hidden_states
+        _, states = _read(encoder, ids[0], self.clip_skip)
         # The U-Net was trained on normalised states: an earlier layer goes through the last layer's norm.
-        return Conditioning(encoder.final_layer_norm(states[-1 - self.clip_skip]))
+        return Conditioning(encoder.final_layer_norm(states))
 
     def unread(self, text_encoders: Sequence[Any]) -> list[Any]:
         return _last_layers(text_encoders[0], self.clip_skip)
@@ -230,6 +231,26 @@ def _last_layers(encoder: Any, count: int) -> list[Any]:
     return layers[len(layers) - count :]
 
 
+def _read(encoder: Any, ids: torch.Tensor, skipped: int) -> tuple[Any, torch.Tensor]:
+    """What a CLIP text encoder returns, and its states [B, L, D] before the last `skipped` layers.
+
+    Read by a hook: an encoder whose weights are shared out (FSDP) returns no hidden states.
+    """
+    text = getattr(encoder, "text_model", encoder)  # where there is a projection
+    stages = [text.embeddings, *text.encoder.layers]
+    caller, found = get_ident(), list[Any]()
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        if get_ident() == caller:  # others may draw with the same model at the same time
+            found.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = stages[len(stages) - 1 - skipped].register_forward_hook(keep)
+    try:
+        return encoder(ids), found[0]
+    finally:
+        hook.remove()
+
+
 def _penultimate(
     text_encoders: Iterable[Any], ids: Sequence[torch.Tensor], clip_skip: int
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -238,9 +259,8 @@ def _penultimate(
     The first output of an encoder with a projection is the projected vector; SDXL's first encoder has none,
     and what stands in its place here is not used.
     """
-    outputs = [encoder(i, output_hidden_states=True) for encoder, i in zip(text_encoders, ids, strict=True)]
-    states = [output.hidden_states[-2 - clip_skip] for output in outputs]
-    return torch.cat(states, dim=-1), [output[0] for output in outputs]
+    read = [_read(encoder, i, 1 + clip_skip) for encoder, i in zip(text_encoders, ids, strict=True)]
+    return torch.cat([states for _, states in read], dim=-1), [output[0] for output, _ in read]
 
 
 STABLE_DIFFUSION = StableDiffusion()

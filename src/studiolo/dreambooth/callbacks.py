@@ -18,6 +18,7 @@ from studiolo.dreambooth.metrics import MetricsFile, StepRecord, stopwatch
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.trackers import Tracker
+from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path
 from studiolo.training.optimizers import found_rate
 from studiolo.training.steps import MovingAverage, StepCallback, evaluating
@@ -42,6 +43,12 @@ class Recorder(StepCallback):
     def on_step(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         losses = trainer.strategy.reduce(torch.stack(self._losses).mean(0), reduce_op="mean")
         self._losses.clear()
+        if not torch.isfinite(losses).all():
+            raise StudioloError(
+                f"the loss is {float(losses.sum())} in step {step}: the weights are lost",
+                where=self.path.parent,
+                remedy="Train again with lower rates: --set rate_multiplier=0.3.",
+            )
         if not trainer.is_global_zero:
             return
         rate = found_rate(trainer.optimizers[0])
@@ -65,7 +72,7 @@ class PreviewPainter(StepCallback):
         trackers: Sequence[Tracker],
         average: MovingAverage | None,
     ) -> None:
-        self.settings = recipe.previews
+        self.settings, self.size = recipe.previews, recipe.resolution
         words = {one.name: one.identifier for one in taught}
         captions = [
             fill_identifier(one.caption(prompt), words) for one in taught for prompt in self.settings.prompts
@@ -94,7 +101,10 @@ class PreviewPainter(StepCallback):
         settings = SamplerSettings(
             sampler=chosen.sampler, steps=chosen.steps, guidance_scale=chosen.guidance_scale
         )
-        rows = [generate(self.components, [text] * len(seeds), seeds, settings) for text in self.captions]
+        rows = [
+            generate(self.components, [text] * len(seeds), seeds, settings, height=self.size, width=self.size)
+            for text in self.captions
+        ]
         columns = [f"seed {seed}" for seed in seeds]
         return comparison_table(
             rows, row_captions=self.captions, column_captions=columns, title=f"step {step}"

@@ -121,14 +121,19 @@ class LatentEncoder:
         self._vae_key = _vae_fingerprint(self._vae) if cache_dir else ""
 
     def encode(
-        self, images: Sequence[Image.Image], masks: Sequence[Image.Image | None] | None = None
+        self,
+        images: Sequence[Image.Image],
+        masks: Sequence[Image.Image | None] | None = None,
+        originals: Sequence[tuple[int, int]] | None = None,
     ) -> ExampleSet:
         """The examples of RGB `images` [N], N >= 1, with `masks` (mode L, white = subject) of the same sizes.
 
-        An image whose mask is None counts in full. Every view of a masked image shows part of its subject.
+        `originals` are the (width, height) that they had before they were scaled; None: those of now. An
+        image whose mask is None counts in full. Every view of a masked image shows part of its subject.
         """
         chosen = masks if masks is not None else [None] * len(images)
-        rows = [self._image(image, mask) for image, mask in zip(images, chosen, strict=True)]
+        were = originals if originals is not None else [image.size for image in images]
+        rows = [self._image(*given) for given in zip(images, chosen, were, strict=True)]
         mean, logvar, areas, sizes = (torch.stack(column) for column in zip(*rows, strict=True))
         return ExampleSet(
             mean=mean,
@@ -140,7 +145,7 @@ class LatentEncoder:
         )
 
     def _image(
-        self, image: Image.Image, mask: Image.Image | None
+        self, image: Image.Image, mask: Image.Image | None, original: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mean and log-variance [V, C, h, w], mask [V, 1, h, w] and sizes [V, 6] of one image."""
         pixels = sha256_bytes(image.tobytes() + repr(image.size).encode())
@@ -148,7 +153,7 @@ class LatentEncoder:
         views = self._transform.views(image.size, pixels, focus)
         mean, logvar = self._posterior(image, pixels, views)
         size = self._transform.size
-        sizes = torch.tensor([view.sizes(image.size, size) for view in views])
+        sizes = torch.tensor([view.sizes(image.size, size, original) for view in views])
         if mask is None:
             return mean, logvar, torch.ones_like(mean[:, :1]), sizes
         masks = torch.stack([mask_tensor(mask, view, size, self._factor) for view in views])

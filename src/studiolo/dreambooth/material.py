@@ -157,7 +157,9 @@ class Material:
             seed=recipe.seed,
         )
         encoder = LatentEncoder(self.components, transform, self.cache)
-        return encoder.encode([i.image for i in images], [i.mask for i in images])
+        return encoder.encode(
+            [i.image for i in images], [i.mask for i in images], [i.original for i in images]
+        )
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,10 @@ class ScoreSettings(Group):
     sampler: Sampler = Field("dpm++2m", description="As for drawing.")
     steps: int = Field(12, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(5.0, ge=0, le=50, description="Classifier-free guidance; <= 1 is off.")
-    embedder: Literal["eye", "dino", "clip"] = Field(
-        "eye", description="What likeness is measured by. With dino and clip, prompts are judged by CLIP-T."
+    embedder: Literal["eye", "dino", "clip"] | None = Field(
+        None,
+        description="What likeness is measured by. With dino and clip, prompts are judged by CLIP-T. null: "
+        "eye for bases that draw at most 64 pixels, as it was made for, dino for larger ones.",
     )
     weights: str | None = Field(
         None, description="Folder of the embedder's weights. null: from the package, the hub or its cache."

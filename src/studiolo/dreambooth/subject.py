@@ -34,6 +34,7 @@ class InstanceImage:
         path: of the file, or None.
         sha256: of the file's bytes (of the pixels, without a file).
         image: upright RGB, its short side at most twice the model's.
+        original: its (width, height) before it was scaled.
         mask: mode L, white where the subject is, of the image's size; None counts the whole image.
         caption: prompt with [V] (or the subject's name in brackets) in the identifier's place; None takes the
             recipe's.
@@ -43,6 +44,7 @@ class InstanceImage:
     path: Path | None
     sha256: str
     image: Image.Image
+    original: tuple[int, int]
     mask: Image.Image | None = None
     caption: str | None = None
 
@@ -183,7 +185,9 @@ class _Preflight:
             mask, on_mask = read_mask(find_mask(path, self.masks), image.size, small.size)
             caption, on_caption = read_caption(path, self.captions, self.noun, self.marks)
             remarks += on_mask + on_caption
-        return InstanceImage(path.name if path else where, path, sha256, small, mask, caption), remarks
+        return InstanceImage(
+            path.name if path else where, path, sha256, small, image.size, mask, caption
+        ), remarks
 
     def _take(self, image: InstanceImage, remarks: list[str]) -> None:
         """Keeps an image unless it is there already."""

@@ -122,6 +122,12 @@ class Teaching:
                 self.trainer.strategy.optimizers = []
             except Interrupted as error:
                 raise self._told(error.signum) from None
+            except torch.OutOfMemoryError as error:
+                raise StudioloError(
+                    f"the memory of {self.trainer.strategy.root_device} is full",
+                    where=self.run.folder,
+                    remedy=f"What takes less: {LESS}.",
+                ) from error
         if self._interruption.signum and self.trainer.global_step < self.recipe.steps:
             raise self._told(self._interruption.signum)
 

@@ -38,6 +38,8 @@ from studiolo.training.processes import first_process
 __all__ = ["Interrupted", "resume", "train"]
 
 Source = str | Path | Image.Image
+_SMALL = 64
+"""Side in pixels up to which pictures are like those that the shipped eye has learned from."""
 
 
 def train(
@@ -216,14 +218,25 @@ def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
         )
     _check_samplers(recipe, components)
     rate, text_rate = rates(recipe, components)
+    networks = recipe.train_unet or recipe.train_text_encoder
     return {
+        # Pictures of the class do not say the word: they teach its vectors nothing.
+        "prior_weight": recipe.prior_weight if networks else 0.0,
         "resolution": recipe.resolution or components.image_size,
         "clip_skip": components.family.clip_skip if recipe.clip_skip is None else recipe.clip_skip,
         "learning_rate": rate,
         "text_learning_rate": text_rate,
         "precision": suitable_precision(recipe),
         "noise_levels": {"density": density},
+        "scores": {"embedder": recipe.scores.embedder or _judge_of(recipe, components)},
     }
+
+
+def _judge_of(recipe: Recipe, components: Components) -> str | None:
+    """By what likeness is measured, where there are scores."""
+    if not recipe.scores.every:
+        return None
+    return "eye" if components.image_size <= _SMALL else "dino"
 
 
 def _check_samplers(recipe: Recipe, components: Components) -> None:

@@ -52,17 +52,20 @@ class View:
                 part = kind(part).enhance(factor)
         return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else part
 
-    def sizes(self, image: tuple[int, int], size: Size) -> list[float]:
+    def sizes(
+        self, image: tuple[int, int], size: Size, original: tuple[int, int] | None = None
+    ) -> list[float]:
         """SDXL's sizes of the view of an image of (width, height) `image`; see `Conditioning`.
 
-        The corner is that of the crop in the image as it is scaled, mirrored where the view is (as in
-        diffusers' training scripts).
+        `original` is how large the image was before anybody scaled it; None: as it is. The corner is that of
+        the crop in the image as it is scaled, mirrored where the view is (as in diffusers' training scripts).
         """
         left, top, right, _ = self.box
         width, height = pair(size)
         scale = width / (right - left)
         corner = image[0] - right if self.flipped else left
-        return [image[1], image[0], round(top * scale), round(corner * scale), height, width]
+        was = original or image
+        return [was[1], was[0], round(top * scale), round(corner * scale), height, width]
 
 
 @dataclass(frozen=True)

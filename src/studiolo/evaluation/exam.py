@@ -41,6 +41,7 @@ class Exam:
         class_noun: of the subject.
         n: pictures of each prompt, of seeds seed, seed + 1, ...; another prompt has the same seeds.
         length: how many of the contexts are asked for.
+        size: side of the pictures in pixels; None: the model's own.
     """
 
     class_noun: str
@@ -48,6 +49,7 @@ class Exam:
     seed: int = 0
     settings: SamplerSettings = field(default_factory=SamplerSettings)
     length: int = len(CONTEXTS)
+    size: int | None = None
 
     @property
     def contexts(self) -> dict[str, str]:
@@ -101,7 +103,10 @@ class Exam:
         """`n` pictures of each prompt, prompt by prompt."""
         repeated = [prompt for prompt in prompts for _ in range(self.n)]
         seeds = [self.seed + i % self.n for i in range(len(repeated))]
-        return generate(components, repeated, seeds, self.settings, batch_size=_BATCH, on_step=on_step)
+        return generate(
+            components, repeated, seeds, self.settings,
+            height=self.size, width=self.size, batch_size=_BATCH, on_step=on_step,
+        )  # fmt: skip
 
     def columns(self) -> Iterator[slice]:
         """The places of each context's pictures in a set."""

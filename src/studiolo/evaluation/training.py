@@ -116,17 +116,17 @@ def training_scorer(
     Raises:
         StudioloError: the weights of the embedder, or of CLIP, cannot be had.
     """
-    chosen = recipe.scores
+    chosen, name = recipe.scores, recipe.scores.embedder or "eye"
     settings = SamplerSettings(chosen.sampler, chosen.steps, chosen.guidance_scale)
     device = "cuda" if recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available() else "cpu"
     prompts: PromptJudge = EyeJudge(shipped_eye())
-    if chosen.embedder != "eye":
+    if name != "eye":
         prompts = ClipJudge(load_text_image(chosen.text_weights, device))
-    embedder = load_embedder(chosen.embedder, chosen.weights, device)
+    embedder = load_embedder(name, chosen.weights, device)
     scorers = {}
     for subject, learned in zip(recipe.all_subjects, images, strict=True):
         word = " ".join(words_of(subject.identifier or "", recipe.token_vectors))
-        exam = Exam(subject.class_noun, chosen.n, chosen.seed, settings, chosen.contexts)
+        exam = Exam(subject.class_noun, chosen.n, chosen.seed, settings, chosen.contexts, recipe.resolution)
         scorers[subject.name] = TrainingScorer(exam, word, learned, embedder, prompts)
     return SeveralScorer(scorers) if recipe.subjects else scorers["V"]
 
