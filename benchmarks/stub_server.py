@@ -39,7 +39,7 @@ from studiolo.server.studio import Studio
 NAME = "stub"
 POLL = 0.2
 KEEPERS = (
-    "studiolo/store/", "studiolo/jobs/", "contexts.py", "uploading.py", "uploads", "batches", "fine_tuning",
+    "studiolo/store/", "studiolo/jobs/", "caching/context", "uploading.py", "uploads", "batches", "fine_tuning",
     "gemini/tunings.py",
 )  # fmt: skip
 

@@ -154,7 +154,7 @@ class Uploads:
                     f"{there:,} bytes are here, and {session.size:,} were announced",
                     remedy=f"Send the rest from offset {there}.",
                 )
-            return self._records.keep(session, self._bytes.seal(session.file))
+            return self._keep(session, self._bytes.seal(session.file))
 
     def add(
         self,
@@ -262,6 +262,9 @@ class Uploads:
         self._records.forget(files)  # first the name, then the bytes
         for file in files:
             self._bytes.drop(file)
+
+    def _keep(self, session: Session, final: Path) -> FileRecord:
+        return self._records.keep(session, final)
 
     def _locked(self, file: str) -> AbstractContextManager[None]:
         return self._bytes.locked(file)
