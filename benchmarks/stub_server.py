@@ -39,8 +39,8 @@ from studiolo.server.studio import Studio
 NAME = "stub"
 POLL = 0.2
 KEEPERS = (
-    "studiolo/store/", "studiolo/jobs/", "caching/context", "uploading.py", "uploads", "batches", "fine_tuning",
-    "gemini/tunings.py",
+    "studiolo/store/", "studiolo/jobs/", "caching/context", "uploading.py", "uploads", "batches",
+    "fine_tuning", "gemini/tunings.py",
 )  # fmt: skip
 
 
