@@ -217,6 +217,23 @@ def test_meaning_is_the_mean_over_clip_s_text_encoders():
             assert getattr(candidate, value) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("settings", [{}, {"adapter": {"kind": "dora", "rank": 2}}], ids=["full", "dora"])
+def test_checkpointing_changes_no_gradient(name, settings):
+    found = []
+    for checkpointing in (False, True):
+        recipe = Recipe(batch_size=1, gradient_checkpointing=checkpointing).with_values(settings)
+        components = TINY[name]()
+        module = make_module(components, recipe)
+        module.training_step(make_batches(components, recipe)[0], 0)["loss"].backward()
+        found.append({n: p.grad for n, p in module.named_parameters() if p.grad is not None})
+    plain, again = found
+    assert plain.keys() == again.keys()
+    assert any("text_encoders" in name for name in plain)
+    for key, gradient in plain.items():
+        torch.testing.assert_close(again[key], gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_a_large_photo_is_told_as_large_as_it_was(tmp_path):
     """Though it is kept smaller: with 32 pixels to a picture, no side is kept above 64."""
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(
