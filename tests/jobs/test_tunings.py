@@ -37,6 +37,7 @@ from studiolo.models import registry
 from studiolo.store.database import Database
 from tiny import tiny_folder
 
+pytestmark = pytest.mark.usefixtures("warm_trainings")
 WORKER = Path(__file__).with_name("tuning_worker.py")
 RECIPE = {
     **QUICK,
@@ -46,6 +47,8 @@ RECIPE = {
     "scores": {"every": 0},
     "previews": {"every": 3, "steps": 1},
 }
+ENDLESS = 1000
+"""Steps that no test waits for. Of more than that not each is told of: the first would come late."""
 
 
 def png(seed: int, size: int = 40) -> bytes:
@@ -136,7 +139,7 @@ def training(folder: Path) -> int | None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
-def test_a_subject_is_taught_though_server_and_training_are_killed(spec, files, tmp_path):
+def test_a_subject_is_taught_though_server_and_training_are_killed(spec, files, tmp_path, warm_python):
     chance, url = random.Random(0), f"sqlite:///{tmp_path / 'db'}"
     straight = teach({"images": files.folder, "base": "tiny"}, tmp_path / "straight", **RECIPE)
 
@@ -149,7 +152,8 @@ def test_a_subject_is_taught_though_server_and_training_are_killed(spec, files, 
 
     tunings = asyncio.run(create())
     run = tunings.folder / "x" / "run"
-    server = subprocess.Popen([sys.executable, str(WORKER), url])
+    command = [sys.executable, str(WORKER), url, warm_python]
+    server = subprocess.Popen(command)
     for victim, step in zip(["server", "training"], sorted(chance.sample(range(5), 2)), strict=True):
         while not (run / "metrics.csv").exists() or len(rows(run)) < step:
             assert server.poll() is None
@@ -157,7 +161,7 @@ def test_a_subject_is_taught_though_server_and_training_are_killed(spec, files, 
         if victim == "server":
             server.kill()
             server.wait()
-            server = subprocess.Popen([sys.executable, str(WORKER), url])
+            server = subprocess.Popen(command)
         elif process := training(tunings.folder / "x"):
             os.kill(process, signal.SIGKILL)
     assert server.wait() == 0
@@ -188,7 +192,7 @@ def test_a_subject_is_taught_though_server_and_training_are_killed(spec, files, 
 
 def test_cancelled_parked_and_failed(spec, files, tmp_path):
     url = f"sqlite:///{tmp_path / 'db'}"
-    long = spec.model_copy(update={"recipe": {**RECIPE, "steps": 100_000, "previews": {"every": 0}}})
+    long = spec.model_copy(update={"recipe": {**RECIPE, "steps": ENDLESS, "previews": {"every": 0}}})
 
     async def main():
         async with at_work(url, files) as tunings:

@@ -1,10 +1,11 @@
-"""A process that works off tunings until none is left: python tuning_worker.py URL."""
+"""A process that works off tunings until none is left: python tuning_worker.py URL PYTHON-THAT-TRAINS."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 
+from studiolo.jobs import tunings as trainings
 from studiolo.jobs.queue import Queue
 from studiolo.jobs.tuning_table import UNDER_WAY
 from studiolo.jobs.tunings import Tunings
@@ -22,4 +23,5 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    trainings.LEASH[0] = sys.argv[2]
     asyncio.run(main(sys.argv[1]))

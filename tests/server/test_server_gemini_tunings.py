@@ -19,9 +19,12 @@ from PIL import Image
 from sdks import toured
 from serving import TINY, painter, serving, waited
 
+pytestmark = pytest.mark.usefixtures("warm_trainings")
 numbers = itertools.count()
 CLIENTS = {"one": "1.75.0", "two": "2.34.0", "three": None}
 """Versions of google-genai; None is the one that is installed."""
+ENDLESS = 1000
+"""Steps that no test waits for. Of more than that not each is told of: the first would come late."""
 
 
 def png(seed: int, size: int = 40) -> bytes:
@@ -142,7 +145,7 @@ def test_an_operation_with_losses_and_pictures_on_the_way(rest, images):
 
 
 def test_a_teaching_is_cancelled_and_its_name_free_again(shop, key, rest, images):
-    first = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images, steps=100_000)).json()["name"]
+    first = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images, steps=ENDLESS)).json()["name"]
     taken = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images))
     assert (taken.status_code, taken.json()["error"]["status"]) == (409, "ABORTED")
     client = client_of(shop.url, api_key=key)
@@ -153,7 +156,7 @@ def test_a_teaching_is_cancelled_and_its_name_free_again(shop, key, rest, images
     assert job.state is types.JobState.JOB_STATE_CANCELLED
     client.tunings.cancel(name="tunedModels/toy-2")  # it stays as it is
 
-    second = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images, steps=100_000)).json()["name"]
+    second = rest.post("/tunedModels?tunedModelId=toy-2", json=asked(images, steps=ENDLESS)).json()["name"]
     by_id = [one.rpartition("/")[2] for one in (first, second)]
     client.tunings.cancel(name="tunedModels/toy-2")
     waited(lambda: rest.get(f"/{second}").json().get("done"))

@@ -29,6 +29,7 @@ from studiolo.store.database import Database
 from studiolo.store.uploads import Uploads
 from tiny import tiny_folder
 
+pytestmark = pytest.mark.usefixtures("warm_trainings")
 RECIPE = {
     **QUICK,
     "class_noun": "fox",
@@ -38,7 +39,7 @@ RECIPE = {
     "scores": {"every": 0},
     "previews": {"every": 2, "steps": 1, "count": 1},
 }
-ENDLESS = RECIPE | {"steps": 100_000}
+ENDLESS = RECIPE | {"steps": 1000}  # of more than that not each is told of: it would be long until the first
 OVER = ("succeeded", "failed", "cancelled")
 
 
