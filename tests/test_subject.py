@@ -465,6 +465,18 @@ def test_masks_shrink_with_their_images(tmp_path):
     assert np.asarray(image.mask).mean() == pytest.approx(127.5, abs=1)
 
 
+def test_a_file_of_another_format_than_its_name_says_is_read_with_a_note(tmp_path):
+    noise().convert("RGB").save(tmp_path / "a.png", format="JPEG")
+    noise(1).save(tmp_path / "b.JPG", format="PNG")
+    noise(2).convert("RGB").save(tmp_path / "c.jpe", format="JPEG")
+    subject = load(tmp_path)
+    assert [image.name for image in subject.images] == ["a.png", "b.JPG", "c.jpe"]
+    assert subject.notes == [
+        "a.png: named like PNG, and is JPEG; read as that",
+        "b.JPG: named like JPEG, and is PNG; read as that",
+    ]
+
+
 def test_captions_in_files(folder):
     (folder / "good0.txt").write_text("a photo of [V] fox\n on snow\n")
     (folder / "good1.txt").write_text("a Fox on grass")

@@ -13,8 +13,13 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 from studiolo.errors import StudioloError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_NAMED = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".webp": "WEBP", ".gif": "GIF",
+    ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
+"""What a file is by its suffix."""
+FORMATS = tuple(dict.fromkeys(_NAMED.values()))
+SUFFIXES = frozenset(_NAMED)
 UNREADABLE_SUFFIXES = frozenset(
     {".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".nef"}
 )
@@ -67,6 +72,10 @@ def decode(data: bytes, where: object) -> tuple[Image.Image, list[str]]:
             raise _too_many_pixels(f"{picture.width}x{picture.height}", where)
         notes = []
         # MPO: the JPEG of a phone with a second picture inside, a depth map or a preview.
+        kind = "JPEG" if picture.format == "MPO" else picture.format
+        named = _NAMED.get(Path(str(where)).suffix.lower(), kind)
+        if named != kind:
+            notes.append(f"named like {named}, and is {kind}; read as that")
         if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
             notes.append(f"holds {frames} frames; the first is used")
         picture.seek(0)
