@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from typer.testing import CliRunner
 
 from lessons import QUICK, lesson, teach
@@ -85,6 +87,66 @@ def test_the_memory_of_a_step_is_what_the_allocator_gives_out(family, settings):
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         taken = profiled_peak(_MicroBatch(module), _inputs(components, recipe, count)) / 2**20
     assert expected.step == pytest.approx(taken, rel=0.05)
+
+
+@pytest.fixture
+def four_processes() -> Iterator[torch.distributed.device_mesh.DeviceMesh]:
+    """The mesh of the first of four processes, the others of which are not there: nothing is exchanged."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    try:
+        yield torch.distributed.device_mesh.init_device_mesh("cpu", (4,), mesh_dim_names=("data_parallel",))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("sd1", {}), ("sd1", {"train_text_encoder": False}), ("sdxl", {}), ("sd3", {})],
+    ids=str,
+)
+def test_of_what_is_shared_out_a_process_has_its_part(family, settings, four_processes):
+    """Against a module that torch has shared out, and the bytes that a step of it takes."""
+    alone = Recipe().with_values(RATES | {"batch_size": 1, "prior_weight": 0} | settings)
+    recipe = alone.with_values({"strategy": "fsdp", "devices": 4, "ema_decay": 0.9})
+    components = TINY[family]()
+    module = Personalization(components, recipe, ["a fox"], [], None)
+    whole = sum(p.numel() for p in module.parameters())
+    expected = estimate_memory(module, components, recipe, makes_class_images=False)
+    module._device_mesh = four_processes
+    module.configure_model()
+    own = [getattr(p, "_local_tensor", p) for p in module.parameters() if p.requires_grad]
+    every = [getattr(p, "_local_tensor", p) for p in module.parameters()]
+    trained, kept = (sum(p.numel() for p in some) for some in (own, every))
+    assert expected.optimizer == pytest.approx(8 * trained / 2**20, rel=0.01)
+    assert expected.average == pytest.approx(4 * trained / 2**20, rel=0.01)
+    assert expected.whole - expected.held == pytest.approx(4 * (whole - kept) / 2**20, rel=0.01)
+    taken = profiled_peak(_MicroBatch(module), _inputs(components, recipe, 1)) / 2**20
+    assert taken <= expected.step <= 1.5 * taken
+
+
+def test_the_command_estimates_one_process_of_fsdp(given, studiolo_home):
+    arguments = ["estimate", str(given["images"]), "--class", "fox", "--base", str(given["base"])]
+    arguments += [
+        f"--set={key}={json.dumps(value)}" for key, value in (QUICK | {"accelerator": "cpu"}).items()
+    ]
+    arguments += ["--set=devices=2"]
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        result = CliRunner().invoke(app, [*arguments, f"--set=strategy={strategy}", "--json"])
+        assert result.exit_code == 0, result.output
+        found[strategy] = json.loads(result.stdout)
+    parts = {strategy: one["memory_parts_mb"] for strategy, one in found.items()}
+    assert parts["fsdp"]["optimizer"] == pytest.approx(parts["ddp"]["optimizer"] / 2, abs=0.2)
+    assert found["ddp"]["seconds"] > 0
+    assert found["fsdp"]["seconds"] is None
+    result = CliRunner().invoke(app, [*arguments, "--set=strategy=fsdp"])
+    assert "time: not estimated" in result.output
+
+
+def test_what_each_process_holds_at_first_counts_too():
+    memory = Memory(held=10, optimizer=4, average=0, step=6, class_images=0, whole=40)
+    assert (memory.total, memory.parts) == (40, {"whole": 40})
+    assert replace(memory, whole=19).total == 20
 
 
 def test_what_is_counted_follows_the_recipe():

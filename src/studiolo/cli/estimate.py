@@ -58,9 +58,11 @@ def _text(found: Estimate) -> str:
     from studiolo.dreambooth.memory import LESS, told
 
     lines = [told(found.memory, found.available)]
-    if found.fits:
+    if found.total_seconds is not None:
         parts = ", ".join(f"{name.replace('_', ' ')} {_span(s)}" for name, s in found.seconds.items())
         lines.append(f"time on {found.device}: about {_span(found.total_seconds)} ({parts})")
+    elif found.fits:
+        lines.append("time: not estimated, as with fsdp it takes all processes to do a step")
     else:
         lines.append(f"This does not fit. What takes less: {LESS}.")
     return "\n".join(lines)

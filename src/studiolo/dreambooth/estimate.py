@@ -34,6 +34,7 @@ class Estimate:
     """Of a run that starts now on this machine.
 
     `seconds` are by what they go to: steps, class images or predictions that are missing, previews, scores.
+    There are none of steps that cannot be tried: what does not fit, or is shared out over processes (fsdp).
     `memory` is MiB at the worst moment, of `available` ones.
     """
 
@@ -47,8 +48,9 @@ class Estimate:
         return self.memory.total <= self.available
 
     @property
-    def total_seconds(self) -> float:
-        return sum(self.seconds.values())
+    def total_seconds(self) -> float | None:
+        """None where the steps are not among them."""
+        return sum(self.seconds.values()) if "steps" in self.seconds else None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -56,7 +58,7 @@ class Estimate:
             "memory_parts_mb": self.memory.parts,
             "available_mb": round(self.available, 1),
             "fits": self.fits,
-            "seconds": round(self.total_seconds, 1),
+            "seconds": None if self.total_seconds is None else round(self.total_seconds, 1),
             "seconds_parts": {key: round(value, 1) for key, value in self.seconds.items()},
             "device": self.device,
         }
@@ -90,9 +92,8 @@ def _measured(teaching: Teaching, asked: Recipe) -> Estimate:
     module = _begun(teaching, components, material)
     memory = estimate_memory(module, components, recipe, makes_class_images="class_images" in seconds)
     available = available_memory(components.device)
-    seconds["steps"] = (
-        recipe.steps * _step(module, components, material) if memory.total <= available else 0.0
-    )
+    if memory.total <= available and recipe.strategy != "fsdp":
+        seconds["steps"] = recipe.steps * _step(module, components, material)
     return Estimate(memory, available, seconds, str(components.device))
 
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from studiolo.diffusion.components import Components
+from studiolo.dreambooth.memory_shared import Shared, shared_by
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
 
@@ -38,7 +39,8 @@ class Memory:
     """MiB on one device at the worst moment, by what they are for.
 
     `held` is what the process or the GPU holds already, the model in it; `step` the activations and gradients
-    of a micro-batch; `class_images` the copy of the model that makes them meanwhile, and its pictures.
+    of a micro-batch; `class_images` the copy of the model that makes them meanwhile, and its pictures. With
+    fsdp they are those of one process, and `whole` is what it holds before, while its model is no part yet.
     """
 
     held: float
@@ -46,41 +48,48 @@ class Memory:
     average: float
     step: float
     class_images: float
+    whole: float = 0.0
 
     @property
     def total(self) -> float:
-        return sum(asdict(self).values())
+        return sum(self._at_worst.values())
 
     @property
     def parts(self) -> dict[str, float]:
         """What is more than nothing."""
-        return {name: round(value, 1) for name, value in asdict(self).items() if value >= 0.1}
+        return {name: round(value, 1) for name, value in self._at_worst.items() if value >= 0.1}
+
+    @property
+    def _at_worst(self) -> dict[str, float]:
+        training = asdict(self)
+        whole = training.pop("whole")
+        return training if whole <= sum(training.values()) else {"whole": whole}
 
 
 def told(memory: Memory, available: float) -> str:
     """One line: how much of what there is, and what for."""
-    parts = ", ".join(
-        f"{name.replace('_', ' ')} {value / 1024:.2f}"
-        for name, value in asdict(memory).items()
-        if value >= 0.1
-    )
+    parts = ", ".join(f"{name.replace('_', ' ')} {value / 1024:.2f}" for name, value in memory.parts.items())
     return f"memory: about {memory.total / 1024:.2f} of {available / 1024:.1f} GiB ({parts})"
 
 
 def estimate_memory(
     module: Personalization, components: Components, recipe: Recipe, *, makes_class_images: bool
 ) -> Memory:
-    """What training `module`, whose networks are those of `components`, will need."""
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    """What training `module`, whose networks are those of `components`, and lie whole, will need."""
+    named, shared = list(module.named_parameters()), shared_by(module, recipe)
+    trained = shared.kept(named, trained=True) / 4  # weights are trained in float32
+    held = held_memory(components.device)
+    left = sum(p.numel() * p.element_size() for _, p in named) - shared.kept(named)
     meanwhile = 0.0
     if makes_class_images:
         meanwhile = _bytes(m for m in components.modules.values()) + _drawing_bytes(components, recipe)
     return Memory(
-        held=held_memory(components.device),
+        held=held - left / _MIB,
         optimizer=trained * _STATE_BYTES[recipe.optimizer] / _MIB,
         average=(4 * trained if recipe.ema_decay else 0) / _MIB,
-        step=_step_bytes(module, components, recipe) / _MIB,
+        step=_step_bytes(module, components, recipe, shared) / _MIB,
         class_images=meanwhile / _MIB,
+        whole=held if shared.names else 0.0,
     )
 
 
@@ -145,12 +154,16 @@ class _Decoding(torch.nn.Module):
         self.vae.decode(latents)
 
 
-def _step_bytes(module: Personalization, components: Components, recipe: Recipe) -> float:
-    """Most bytes that a forward and a backward pass make at one moment: activations and gradients."""
+def _step_bytes(module: Personalization, components: Components, recipe: Recipe, shared: Shared) -> float:
+    """Most bytes that a forward and a backward pass make at one moment: activations and gradients.
+
+    With fsdp also the weights of other processes, which are gathered for it.
+    """
     count = recipe.batch_size
     if recipe.prior_weight:
         count += recipe.class_batch_size or recipe.batch_size
-    return _peak(_MicroBatch(module), _inputs(components, recipe, count), recipe.precision)
+    inputs = _inputs(components, recipe, count)
+    return _peak(_MicroBatch(module), inputs, recipe.precision, shared) + shared.gathered
 
 
 def _drawing_bytes(components: Components, recipe: Recipe) -> float:
@@ -183,8 +196,13 @@ def _inputs(components: Components, recipe: Recipe, count: int) -> tuple[Any, An
     return torch.zeros(count, *shape, device=device), torch.zeros(count, device=device), ids, repeated
 
 
-def _peak(module: torch.nn.Module, inputs: Any, precision: str = "32-true") -> float:
-    """Most bytes alive at one moment of what `module` makes of `inputs`, computed without contents."""
+def _peak(
+    module: torch.nn.Module, inputs: Any, precision: str = "32-true", shared: Shared | None = None
+) -> float:
+    """Most bytes alive at one moment of what `module` makes of `inputs`, computed without contents.
+
+    Of a gradient that is `shared` (names without the module's first part) a process keeps its part alone.
+    """
     dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     device = next(module.parameters()).device.type
     fake = FakeTensorMode()
@@ -194,11 +212,31 @@ def _peak(module: torch.nn.Module, inputs: Any, precision: str = "32-true") -> f
 
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     state = {name: faked(value) for name, value in own.items()}
+    if shared is not None:
+        _share_gradients(state, shared, dtype)
     inputs = tree_map_only(torch.Tensor, faked, inputs)
     live = _Live()
     with fake, torch.autocast(device, dtype, enabled=dtype is not None), live:
         functional_call(module, state, inputs)
     return float(live.peak)
+
+
+def _share_gradients(state: dict[str, Any], shared: Shared, dtype: torch.dtype | None) -> None:
+    """Has what is shared of `state` gathered in `dtype`, and its gradients let go but for a part."""
+    kept = []
+
+    def keep_part(parameter: torch.Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None:
+            count = -(-gradient.numel() // shared.processes)
+            kept.append(gradient.new_empty(count, dtype=torch.float32))
+
+    for name, value in state.items():
+        if name.removeprefix("module.") in shared.names:
+            gathered = value.detach().to(dtype or value.dtype).requires_grad_(value.requires_grad)
+            state[name] = gathered
+            if gathered.requires_grad:
+                gathered.register_post_accumulate_grad_hook(keep_part)
 
 
 class _Live(TorchDispatchMode):
