@@ -31,10 +31,10 @@ from stub_server import NAME, expected  # noqa: E402
 CROWD = 50
 
 
-def run(name: str, *options: str) -> str:
+def run(python: str, name: str, *options: str) -> str:
     """What a benchmark prints."""
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name}.py"), *options],
+        [python, str(BENCHMARKS / f"{name}.py"), *options],
         capture_output=True,
         text=True,
         check=False,
@@ -48,38 +48,41 @@ def rows(table: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_killed_anywhere_it_loses_nothing_and_does_nothing_twice(studiolo_home, seed):
+def test_killed_anywhere_it_loses_nothing_and_does_nothing_twice(studiolo_home, warm_python, seed):
     """Two stories each time; all points are in docs/performance-server.md."""
     stories = ["upload in parts (OpenAI)", "batch (OpenAI)", "cachedContents", "resumable upload (Gemini)",
                "batch of pictures (OpenAI)", "tuning (OpenAI), its training"]  # fmt: skip
     for story in stories[2 * seed - 2 : 2 * seed]:
-        _killed(story, seed)
+        _killed(warm_python, story, seed)
 
 
-def test_the_same_on_postgresql(studiolo_home):
+def test_the_same_on_postgresql(studiolo_home, warm_python):
     try:
         with postgres() as url:
-            _killed("batch (Gemini)", 1, "--url", url)
+            _killed(warm_python, "batch (Gemini)", 1, "--url", url)
     except NoServerError as error:
         pytest.skip(f"no PostgreSQL: {error}")
 
 
-def _killed(story: str, seed: int, *options: str) -> None:
-    *_, point = rows(run("crash_matrix", "--points", "1", "--seed", str(seed), "--only", story, *options))
+def _killed(python: str, story: str, seed: int, *options: str) -> None:
+    asked = ["--points", "1", "--seed", str(seed), "--only", story, *options]
+    *_, point = rows(run(python, "crash_matrix", *asked))
     assert point[-1] == "all well"
     assert point[3] != "not reached"
 
 
-def test_the_benchmark_of_the_server_still_runs(studiolo_home):
-    told = rows(run("server_load", "--quick"))
+def test_the_benchmark_of_the_server_still_runs(studiolo_home, warm_python):
+    told = rows(run(warm_python, "server_load", "--quick"))
     alone = [row for row in told if "streamed" in row[0] or "whole" in row[0]]
     crowds = [row for row in told if row[1].isdecimal()]
     assert len(alone) >= 6
     assert [row[2] for row in crowds] == [row[1] for row in crowds]  # each whole, and its own
 
 
-def test_the_benchmark_of_batches_still_runs(studiolo_home):
-    assert ["items that are answered rightly, in order", "200 of 200"] in rows(run("batch_load", "--quick"))
+def test_the_benchmark_of_batches_still_runs(studiolo_home, warm_python):
+    assert ["items that are answered rightly, in order", "200 of 200"] in rows(
+        run(warm_python, "batch_load", "--quick")
+    )
 
 
 # --- between two lines ------------------------------------------------------------------------------------
