@@ -117,11 +117,14 @@ def test_a_missing_part_is_named(tmp_path, part):
         load_components(folder)
 
 
-def test_pickled_weights_are_refused(tmp_path):
+def test_a_part_without_weights_is_told(tmp_path):
     folder = tiny_folder(tmp_path)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(StudioloError, match="no safetensors weights"):
+    weights.rename(weights.with_suffix(".bin"))  # which it is not
+    with pytest.raises(StudioloError, match="not a whole file of weights"):
+        load_components(folder)
+    weights.with_suffix(".bin").unlink()
+    with pytest.raises(StudioloError, match=r"unet: no weights"):
         load_components(folder)
 
 

@@ -99,7 +99,8 @@ class ImageModel:
         """
         ref = resolve(name_or_path)
         chosen_device, chosen_dtype = _device(device), _dtype(dtype)
-        components = open_components(ref)
+        # Half precision stays so until it is cast below; adapters are added in float32, and rounded once.
+        components = open_components(ref, torch.float32 if adapters else None)
         fingerprint = components.fingerprint()  # of the stored weights, whatever they are cast to
         mounted = [mount(components, *(one if isinstance(one, tuple) else (one,))) for one in adapters]
         return cls(ref, components.to(chosen_device, chosen_dtype), fingerprint, mounted)

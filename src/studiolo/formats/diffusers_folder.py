@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,21 +18,23 @@ from studiolo.diffusion.components import Components, numbered
 from studiolo.diffusion.families import Family
 from studiolo.errors import StudioloError
 from studiolo.formats.layouts import LAYOUTS, Layout, family_named
+from studiolo.formats.networks import read_network
 from studiolo.store.files import atomic_dir
 
 _INDEX = "model_index.json"
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
-_VARIANT = re.compile(r"\.(fp16|bf16)[.-]")
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError)
 
 
 def load_components(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    path: str | Path, dtype: torch.dtype | None = torch.float32, device: str | torch.device = "cpu"
 ) -> Components:
-    """Reads a model's folder; weights are cast to `dtype`, whatever float type they are stored in.
+    """Reads a model's folder; weights are cast to `dtype`, whatever float type they are stored in. None
+    leaves each network in its half-precision type, if it is stored in one, and else makes it float32.
 
     The family is that of the pipeline that model_index.json names, or, where there is none, of the parts.
-    Only safetensors files are read, never a pickle. Networks come back in eval mode.
+    Weights are read from safetensors files, and else from pickles, in which no code is run. Networks come
+    back in eval mode.
 
     Raises StudioloError when a part is missing, of another architecture, or unreadable.
     """
@@ -133,21 +134,23 @@ def _config_file(part: str) -> str:
     return f"{part}/{_CONFIGS.get(part.rstrip('_0123456789'), 'config.json')}"
 
 
-def _read_parts(path: Path, index: dict[str, Any], layout: Layout, dtype: torch.dtype) -> Components:
+def _read_parts(path: Path, index: dict[str, Any], layout: Layout, dtype: torch.dtype | None) -> Components:
     encoders = [name for name in numbered("text_encoder", len(layout.encoders)) if (path / name).is_dir()]
     tokenizers = zip(numbered("tokenizer"), layout.tokenizers[: len(encoders)], strict=False)
     networks = layout.networks
-    denoiser = _read_network(networks[layout.family.denoiser], path / layout.family.denoiser, dtype)
-    return Components(
+    denoiser = read_network(networks[layout.family.denoiser], path / layout.family.denoiser, dtype)
+    careful = dtype and torch.float32  # of the VAE, which is cast below, where it may be
+    components = Components(
         tokenizers=tuple(
             tokenizer.from_pretrained(path / name, local_files_only=True) for name, tokenizer in tokenizers
         ),
-        text_encoders=tuple(_read_network(networks[name], path / name, dtype) for name in encoders),
-        vae=_read_network(networks["vae"], path / "vae", torch.float32),  # cast below, where it may be
+        text_encoders=tuple(read_network(networks[name], path / name, dtype) for name in encoders),
+        vae=read_network(networks["vae"], path / "vae", careful),
         denoiser=denoiser,
         scheduler_config=_read_json(path / "scheduler" / "scheduler_config.json"),
         family=_family(layout, index, denoiser),
-    ).to(dtype=dtype)
+    )
+    return components.to(dtype=dtype)
 
 
 def _family(layout: Layout, index: dict[str, Any], denoiser: Any) -> Family:
@@ -234,30 +237,6 @@ def _pairs(components: Components) -> Iterator[tuple[str, int, int]]:
     for tokenizer, text in zip(components.tokenizers, clips, strict=False):
         longest, positions = tokenizer.model_max_length, text.max_position_embeddings
         yield "the tokenizer's longest text", max(longest, positions), positions  # a shorter one does fit
-
-
-def _read_network(network: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """A network with all its weights, from safetensors only; a half-precision variant when nothing else is
-    there."""
-    files = [file.name for file in folder.glob("*.safetensors")]
-    if not files:
-        raise StudioloError(
-            "no safetensors weights",
-            where=str(folder),
-            remedy="Convert the .bin weights; pickles are never run.",
-        )
-    variants = [found[1] if (found := _VARIANT.search(name)) else None for name in files]
-    module, info = network.from_pretrained(
-        folder,
-        dtype=dtype,
-        variant=None if None in variants else variants[0],
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise KeyError(f"{folder.name} lacks {len(missing)} weights, such as {missing[0]}")
-    return module.eval()
 
 
 @contextmanager

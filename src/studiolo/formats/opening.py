@@ -20,12 +20,14 @@ _DEEPEST = 4  # adapters on adapters on ...
 
 def open_components(
     model: str | Path | ModelRef,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
 ) -> Components:
     """The networks of a model by name, path or hub id (see `models.registry.resolve`), in eval mode.
 
     It may be a Diffusers folder, a single file, or the folder of an adapter, which is put on its base.
+    `dtype` None leaves weights in the half precision that they are stored in, if they are; what comes out of
+    an adapter and its base is float32 then.
 
     Raises:
         StudioloError: there is no such model, it cannot be read, or an adapter's base has changed.
@@ -60,7 +62,7 @@ def is_adapter(ref: ModelRef) -> bool:
     return not ref.path.is_file() and not (ref.path / INDEX_FILE).is_file()
 
 
-def _open(ref: ModelRef, dtype: torch.dtype, deepest: int) -> Components:
+def _open(ref: ModelRef, dtype: torch.dtype | None, deepest: int) -> Components:
     if ref.path.is_file():
         return read_single_file(ref.path, dtype)
     if not is_adapter(ref):
@@ -72,7 +74,7 @@ def _open(ref: ModelRef, dtype: torch.dtype, deepest: int) -> Components:
     return _on_its_base(ref, dtype, deepest - 1)
 
 
-def _on_its_base(ref: ModelRef, dtype: torch.dtype, deepest: int) -> Components:
+def _on_its_base(ref: ModelRef, dtype: torch.dtype | None, deepest: int) -> Components:
     """The base of an adapter with the adapter merged into its weights."""
     adapter = load_adapter(ref.path)
     # Merged in float32, and rounded once: as a merged model would be that was exported.

@@ -14,6 +14,7 @@ from studiolo.formats.compvis import UNET
 from studiolo.formats.embeddings import is_embedding, read_embedding
 from studiolo.formats.lora import is_adapter as has_adapter_names
 from studiolo.formats.lora import read_adapter
+from studiolo.formats.networks import weight_files
 from studiolo.formats.opening import base_of, is_adapter
 from studiolo.formats.pickles import read_object
 from studiolo.formats.tensors import SAFETENSORS, float_types, read_tensors
@@ -45,7 +46,7 @@ class Source:
         told: dict[str, Any] = {"name": self.ref.name, "kind": self.kind}
         if self.is_file:
             return told | {"sha256": sha256_file(self.ref.path)}
-        files = sorted(file for file in self.ref.path.rglob("*.safetensors") if file.is_file())
+        files = _files_below(self.ref.path)
         return told | {"sha256": {str(file.relative_to(self.ref.path)): sha256_file(file) for file in files}}
 
     def subjects(self) -> list[dict[str, Any]]:
@@ -78,9 +79,15 @@ def stored_dtype(ref: ModelRef) -> torch.dtype:
     """The float type that holds all weights of a model as they are stored; of an adapter, its base's."""
     while is_adapter(ref):
         ref = base_of(ref)
-    files = [ref.path] if ref.path.is_file() else sorted(ref.path.rglob("*.safetensors"))
+    files = [ref.path] if ref.path.is_file() else _files_below(ref.path)
     found = set().union(*(float_types(_weights(file)) for file in files))
     return found.pop() if len(found) == 1 and found <= {torch.float16, torch.bfloat16} else torch.float32
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """The files with the weights of a folder and of the folders in it."""
+    folders = [folder, *sorted(inner for inner in folder.rglob("*") if inner.is_dir())]
+    return [file for inner in folders for file in weight_files(inner)]
 
 
 def _weights(file: Path) -> dict[str, torch.Tensor]:
