@@ -93,12 +93,25 @@ def test_a_long_prompt_is_noted(run):
         (["a fox", "--sampler", "eulera"], "Did you mean euler_a"),
         (["a fox", "--model", "tinny"], "Did you mean tiny"),
         (["a [V] fox", "--model", "tiny"], "learned no subject"),
+        (["a fox", "--model", "tiny", "--strength", "0.6"], "--init"),
+        (["a fox", "--model", "tiny", "--no-keep"], "--mask"),
+        (["a fox", "--model", "tiny", "--guidance", "1", "--negative", "red"], "without guidance"),
+        (["a fox", "--model", "tiny", "--guidance", "1", "--guidance-rescale", "0.7"], "without guidance"),
+        (["a fox", "--model", "tiny", "--guidance", "0.5", "--guidance-from", "0.2"], "without guidance"),
     ],
 )
 def test_wrong_input_is_told(run, arguments, message):
     result = run("generate", *arguments)
     assert isinstance(result.exception, StudioloError)
     assert message in str(result.exception)
+
+
+def test_a_negative_prompt_of_a_file_needs_guidance_too(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a dog\na cat --negative red\n")
+    result = run("generate", "--model", "tiny", "--from-file", "prompts.txt", "--guidance", "1")
+    assert isinstance(result.exception, StudioloError)
+    assert "without guidance" in str(result.exception)
+    assert not (tmp_path / "pictures").exists()
 
 
 def test_painting_within_a_mask_and_again(run, tmp_path):

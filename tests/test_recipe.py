@@ -87,6 +87,10 @@ def test_numbers_in_any_notation(recipe, text):
         ("steps=[1", ["steps", "YAML"]),
         ("name=2024-13-45", ["name", "YAML"]),
         ("bucket_step=32", ["bucket_step", "buckets"]),
+        ("adapter.rank=16", ["adapter.rank", "set adapter.kind"]),
+        ("adapter.alpha=8", ["adapter.alpha", "set adapter.kind"]),
+        ("adapter={targets: [conv], text_encoder_rank: 2}", ["adapter.text_encoder_rank, adapter.targets"]),
+        ("class_predictions.count=4", ["class_predictions.count", "set prior"]),
     ],
 )
 def test_wrong_settings_name_key_value_and_what_was_expected(recipe, setting, told):
@@ -94,6 +98,18 @@ def test_wrong_settings_name_key_value_and_what_was_expected(recipe, setting, to
         recipe.with_settings([setting])
     for part in told:
         assert part in str(error.value)
+
+
+def test_what_a_file_says_in_full_is_taken(tmp_path):
+    """A run writes every setting: those that have no effect are there, as they are by default."""
+    for values in (
+        {},
+        {"adapter": {"kind": "lora", "rank": 4, "targets": ["conv"]}},
+        {"prior": "predictions", "class_predictions": {"count": 4}},
+    ):
+        recipe = Recipe().with_values(values)
+        recipe.save(tmp_path / "r.yaml")
+        assert Recipe.from_yaml(tmp_path / "r.yaml") == recipe
 
 
 def test_a_recipe_draws_by_every_sampler():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,9 @@ def generate(
     init: Annotated[
         Path | None, typer.Option(metavar="IMAGE", help="Begin from this picture and not from noise.")
     ] = None,
-    strength: Annotated[float, typer.Option(help="How much of it to give up, above 0 to 1.")] = 0.6,
+    strength: Annotated[
+        float | None, typer.Option(help="How much of it to give up, above 0 to 1 (0.6).")
+    ] = None,
     mask: Annotated[
         Path | None, typer.Option(metavar="IMAGE", help="Paint only where this one is white.")
     ] = None,
@@ -123,6 +126,11 @@ def generate(
         guidance_until,
         clip_skip,
     )
+    _check_effects(settings, [line.or_else(default) for line in lines])
+    if init is None and strength is not None:
+        raise StudioloError("nothing to give up of", where="--strength", remedy="Give a picture: --init.")
+    if mask is None and not keep:
+        raise StudioloError("nothing to keep", where="--no-keep", remedy="Say what to paint: --mask.")
     given = give(init, mask, strength, keep)
     drawer = ImageModel.load(model, device, dtype, [parse_adapter(one) for one in adapter or []])
     requests = [request for line in lines for request in _requests(drawer, line.or_else(default))]
@@ -151,6 +159,24 @@ def generate(
         files.append(gallery.add_sheet(pictures))
     for file in files:
         typer.echo(file)
+
+
+def _check_effects(settings: SamplerSettings, lines: Sequence[PromptLine]) -> None:
+    """StudioloError for what only guidance has an effect of, where there is none."""
+    if settings.guided:
+        return
+    told = {
+        "--negative": any(line.negative for line in lines),
+        "--guidance-rescale": settings.guidance_rescale > 0,
+        "--guidance-from": settings.guidance_from > 0,
+        "--guidance-until": settings.guidance_until < 1,
+    }
+    if idle := [name for name, given in told.items() if given]:
+        raise StudioloError(
+            "no effect without guidance",
+            where=", ".join(idle),
+            remedy="Use a --guidance above 1, in a part of the steps that is not empty.",
+        )
 
 
 def _requests(drawer: ImageModel, line: PromptLine) -> list[Request]:

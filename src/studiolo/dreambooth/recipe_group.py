@@ -19,3 +19,8 @@ class Group(BaseModel):
     """Frozen, strict about keys: settings that belong together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    def changed(self, group: str) -> str:
+        """The settings that are not as by default, as "group.one, group.two"."""
+        fields = type(self).model_fields.items()
+        return ", ".join(f"{group}.{key}" for key, field in fields if getattr(self, key) != field.default)

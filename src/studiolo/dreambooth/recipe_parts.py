@@ -39,6 +39,8 @@ def check_parts(recipe: Recipe) -> None:
     networks = recipe.train_unet or recipe.train_text_encoder
     if recipe.adapter.kind and not networks:
         raise ValueError("adapter has no place to go: set train_unet or train_text_encoder")
+    if not recipe.adapter.kind and (changed := recipe.adapter.changed("adapter")):
+        raise ValueError(f"{changed}: there is no adapter without its kind, set adapter.kind")
     if recipe.train_text_encoder and recipe.train_token_embedding and not recipe.adapter.kind:
         raise ValueError(
             "train_text_encoder trains every embedding already: set one of it and train_token_embedding"
