@@ -17,10 +17,16 @@ LONG = (
     "tests/server/test_server_crashes.py",
     "tests/test_training_parts.py",
     "tests/jobs/test_tunings.py",
-    "tests/test_scoring.py",
     "tests/language/test_benchmarks.py",
+    "tests/test_sampling.py",
     "tests/test_image_benchmarks.py",
+    "tests/language/test_llamacpp.py",
+    "tests/test_training.py",
     "tests/server/test_server_openai_fine_tuning.py",
+    "tests/test_sweep.py",
+    "tests/test_scoring.py",
+    "tests/test_teaching_families.py",
+    "tests/server/test_server_abuse.py",
 )
 
 
