@@ -4,9 +4,9 @@
 
 All ways teach the same subjects with the same class images, schedule, batch and precision, and are asked the
 questions of `studiolo score` at the same milestones; scores are means over subjects and seeds. The script has
-one rate for the U-Net and the text encoder; ours runs so, too, and with its own. The score is fidelity times
-context: the subject, and in the place that was asked for. What counts is the time of the steps alone (their
-median) until the score is what the script's best is, by straight lines between the milestones.
+one rate for the U-Net and the text encoder (`--rate`); ours runs so, too, and with its own. The score is
+fidelity times context: the subject, and in the place that was asked for. What counts is the time of the steps
+alone (their median) until the score is what the script's best is, by straight lines between the milestones.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ KEPT = {"fidelity.subject": "fidelity", "context.subject": "context", "drift.cla
 
 @dataclass(frozen=True)
 class Point:
-    """Where one way is after `step` steps, which took `seconds`; `scores` by the keys of KEPT."""
+    """Where one way is after `step` steps, which took `seconds`; `scores` by the keys of KEPT.
+
+    `score` is fidelity times context; a mean over runs has the mean of theirs.
+    """
 
     step: int
     seconds: float
     scores: dict[str, float]
-
-    @property
-    def score(self) -> float:
-        return self.scores["fidelity.subject"] * self.scores["context.subject"]
+    score: float
 
 
 def main() -> None:
@@ -62,7 +62,11 @@ def show(found: dict[str, list[Point]]) -> None:
         for point in points:
             cells = " | ".join(f"{point.scores[key]:.2f}" for key in KEPT)
             print(f"| {point.step} | {point.seconds:.0f} | {cells} | {point.score:.2f} |")
-    aim = max(point.score for point in found[SCRIPT][1:])
+    untaught, *taught = found[SCRIPT]
+    aim = max(point.score for point in taught)
+    if aim <= untaught.score:
+        print(f"\nThe script's best, {aim:.2f}, is no better than the untaught base.")
+        return
     print(f"\n| | s until the score is {aim:.2f} | steps by then | best score |\n|---|--:|--:|--:|")
     for way, points in found.items():
         best = max(point.score for point in points[1:])
@@ -84,7 +88,8 @@ def compare(options: argparse.Namespace, home: Path) -> Iterator[tuple[str, list
         return run, points(score_milestones(plan, lesson, run), seconds_of(options, run))
 
     run, with_own_rates = ours("own-rates")
-    peer = replace(peer_settings(options, home, run), seed=options.seed)
+    peer = peer_settings(options, home, run)
+    peer = replace(peer, seed=options.seed, learning_rate=options.rate or peer.learning_rate)
     examiner = Examiner(plan, lesson, run)
     components, scored = examiner.taught.components, [{"step": 0, "scores": examiner.scores()}]
 
@@ -108,7 +113,8 @@ def points(rows: Iterable[dict[str, Any]], seconds: list[float]) -> list[Point]:
     found = []
     for row in rows:
         scores = {key: row["scores"][key.split(".")[0]][key.split(".")[1]] for key in KEPT}
-        found.append(Point(row["step"], each * row["step"], scores))
+        score = scores["fidelity.subject"] * scores["context.subject"]
+        found.append(Point(row["step"], each * row["step"], scores, score))
     return found
 
 
@@ -119,6 +125,7 @@ def mean(runs: list[list[Point]]) -> list[Point]:
             together[0].step,
             statistics.fmean(point.seconds for point in together),
             {key: statistics.fmean(point.scores[key] for point in together) for key in KEPT},
+            statistics.fmean(point.score for point in together),
         )
         for together in zip(*runs, strict=True)
     ]
@@ -140,6 +147,7 @@ def parse() -> argparse.Namespace:
     more.add_argument("-n", type=int, default=2, help="pictures of each question")
     more.add_argument("--subjects", nargs="+", default=["fox"], help="of the sample subjects")
     more.add_argument("--seeds", nargs="+", type=int, default=[0])
+    more.add_argument("--rate", type=float, help="of the script; default: ours for the U-Net")
     more.set_defaults(steps=200, class_images=32)
     options = more.parse_args()
     if options.quick:
