@@ -82,6 +82,16 @@ def test_each_subject_is_scored_by_its_own_images_and_words(pets, tmp_path):
     assert "kept apart" in (tmp_path / "scores" / "report.html").read_text()
 
 
+def test_the_function_scores_all_or_one_as_the_command_does(pets, tmp_path):
+    asked = {"n": 1, "steps": 1, "baseline": pets.parent / "model"}
+    whole = studiolo.score(str(pets), **asked, out=tmp_path / "all")
+    assert list(whole.reports) == ["fox", "dog"]
+    assert (tmp_path / "all" / "dog" / "report.json").exists()
+    assert studiolo.score(pets, subject="dog", **asked).facts["class_noun"] == "dog"
+    with pytest.raises(StudioloError, match="images of its own"):
+        studiolo.score(pets, images=pets.parent / "dog", **asked)
+
+
 def test_the_command_line_shows_all_or_one(pets, tmp_path):
     base = [
         "score",

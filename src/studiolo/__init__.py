@@ -16,8 +16,9 @@ from studiolo.errors import StudioloError
 
 if TYPE_CHECKING:
     from studiolo.drawing.model import load
-    from studiolo.dreambooth.trainer import train  # with scores, from evaluation.training
-    from studiolo.evaluation.scores import score
+    from studiolo.drawing.reproduction import reproduce
+    from studiolo.dreambooth.trainer import resume, train  # with scores, from evaluation.training
+    from studiolo.evaluation.functions import bench, estimate, score, sweep
     from studiolo.formats.converting import convert
     from studiolo.formats.merging import merge
     from studiolo.language.asking import Chat, ask, count_tokens, embed, keep
@@ -28,20 +29,30 @@ __all__ = [
     "StudioloError",
     "__version__",
     "ask",
+    "bench",
     "convert",
     "count_tokens",
     "embed",
+    "estimate",
     "keep",
     "load",
     "merge",
+    "reproduce",
+    "resume",
     "score",
+    "sweep",
     "train",
 ]
 
 _HOMES = {
     "load": "studiolo.drawing.model",
     "train": "studiolo.evaluation.training",
-    "score": "studiolo.evaluation.scores",
+    "resume": "studiolo.evaluation.training",
+    "estimate": "studiolo.evaluation.functions",
+    "sweep": "studiolo.evaluation.functions",
+    "bench": "studiolo.evaluation.functions",
+    "score": "studiolo.evaluation.functions",
+    "reproduce": "studiolo.drawing.reproduction",
     "convert": "studiolo.formats.converting",
     "merge": "studiolo.formats.merging",
     "ask": "studiolo.language.asking",

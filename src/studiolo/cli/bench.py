@@ -72,29 +72,25 @@ def dreambooth(
 
     Each subject is taught, drawn for its 25 prompts and scored. The same command goes on where it stopped.
     """
-    import torch
-
-    from studiolo.diffusion.sampling import SamplerSettings
     from studiolo.dreambooth.trainer import Interrupted
-    from studiolo.evaluation.bench import Bench, find_subjects, run_bench
-    from studiolo.evaluation.published import load_judges
+    from studiolo.evaluation.functions import bench
 
-    chosen = chosen_recipe(recipe, settings, base=base)
-    found = find_subjects(data, subjects.split(",") if subjects else (), _pairs(classes, "--class dog9=dog"))
-    bench = Bench(
-        data,
-        out,
-        found,
-        chosen,
-        {"with": (True,), "without": (False,), "both": (True, False)}[prior.value],
-        n,
-        seed,
-        SamplerSettings(steps=steps, guidance_scale=guidance),
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    judges = load_judges(embedder or ["eye"], _pairs(weights, "--weights dino=DIR"), device)
     try:
-        report = run_bench(bench, judges, lambda text: typer.echo(text, err=True))
+        report = bench(
+            data,
+            subjects.split(",") if subjects else (),
+            _pairs(classes, "--class dog9=dog"),
+            recipe=chosen_recipe(recipe, settings, base=base),
+            priors={"with": (True,), "without": (False,), "both": (True, False)}[prior.value],
+            n=n,
+            seed=seed,
+            steps=steps,
+            guidance_scale=guidance,
+            embedders=embedder or ("eye",),
+            weights=_pairs(weights, "--weights dino=DIR"),
+            out=out,
+            tell=lambda text: typer.echo(text, err=True),
+        )
     except Interrupted as stopped:
         typer.echo(f"\n{stopped.message}. The same command goes on from here.", err=True)
         raise typer.Exit(128 + stopped.signum) from None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studiolo.cli.progress import drawing_bar
-from studiolo.errors import StudioloError
 
 if TYPE_CHECKING:
     from studiolo.evaluation.mixing import Mixing
@@ -50,37 +49,30 @@ def score(
 
     The base model draws the same prompts from the same seeds, so every score has its value before.
     """
-    from studiolo.drawing.model import ImageModel
-    from studiolo.evaluation import scores
     from studiolo.evaluation.embedders import load_embedder
-    from studiolo.evaluation.learned import learned_subjects
-    from studiolo.evaluation.mixing import score_apart
+    from studiolo.evaluation.functions import score as judged
+    from studiolo.evaluation.mixing import Apart
 
-    taught = ImageModel.load(model)
-    asked: dict[str, Any] = {
-        "n": n,
-        "seed": seed,
-        "steps": steps,
-        "guidance_scale": guidance,
-        "embedder": load_embedder(embedder, weights),
-        "baseline": baseline,
-        "out": out,
-        "bar": drawing_bar,
-    }
-    if subject is None and len(learned_subjects(taught)) > 1:
-        if images is not None:
-            raise StudioloError(
-                "each of several subjects has images of its own",
-                where="--images",
-                remedy="Say whose they are: --subject NAME.",
-            )
-        found = score_apart(taught, **asked)
+    found = judged(
+        model,
+        subject=subject,
+        n=n,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance,
+        embedder=load_embedder(embedder, weights),
+        baseline=baseline,
+        images=images,
+        out=out,
+        bar=drawing_bar,
+    )
+    if isinstance(found, Apart):
         for name, report in found.reports.items():
             typer.echo(f"[{name}]")
             show(report)
         show_mixing(found.mixing)
     else:
-        show(scores.score(taught, images=images, subject=subject, **asked))
+        show(found)
     typer.echo(f"Report: {out / 'report.html'}")
 
 

@@ -63,24 +63,23 @@ def sweep(
     """
     from studiolo.dreambooth.trainer import Interrupted
     from studiolo.errors import StudioloError
-    from studiolo.evaluation.space import FORMS, parse_parameter
-    from studiolo.evaluation.sweep import Sweep
+    from studiolo.evaluation.functions import sweep as searched
+    from studiolo.evaluation.space import FORMS
 
     chosen = chosen_recipe(recipe, settings, images, class_noun, base, subjects, identifier)
     check_taught(chosen, "studiolo sweep IMAGES --class fox --param steps=100,200,400 --method grid")
     if not params:
         raise StudioloError("nothing to try", where="--param", remedy=FORMS)
-    search = Sweep(
-        chosen,
-        [parse_parameter(text) for text in params],
-        out.absolute(),
-        method.value,
-        trials,
-        seed,
-        lambda text: typer.echo(text, err=True),
-    )
     try:
-        board = search.run()
+        board = searched(
+            recipe=chosen,
+            params=params,
+            method=method.value,
+            trials=trials,
+            search_seed=seed,
+            out=out,
+            tell=lambda text: typer.echo(text, err=True),
+        )
     except Interrupted as stopped:
         typer.echo(f"\n{stopped.message}. The same command goes on from here.", err=True)
         raise typer.Exit(128 + stopped.signum) from None
