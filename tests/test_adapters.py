@@ -75,8 +75,7 @@ def test_merged_equals_unmerged(kind, targets):
     torch.testing.assert_close(says(merged), says(components), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.4])
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize(("kind", "weight"), [("lora", 1.0), ("lora", 0.4), ("dora", 1.0)])
 def test_merging_equals_what_diffusers_loads_and_fuses(kind, weight, tmp_path):
     state = adapter_state(adapted(kind, targets=ALL))
     save_file(state, tmp_path / "pytorch_lora_weights.safetensors")

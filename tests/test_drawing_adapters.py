@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -18,17 +21,21 @@ from studiolo.drawing.provenance import read_provenance
 from studiolo.drawing.reproduction import reproduce
 from studiolo.errors import StudioloError
 from studiolo.formats.adapter_folder import Adapter, save_adapter
+from studiolo.formats.merging import merge as merge_models
 from studiolo.models.registry import register
 from tiny import tiny_components, tiny_folder
 
 
-def state(seed: int) -> dict[str, torch.Tensor]:
-    """The state of a LoRA that has learned something."""
+def state(seed: int, kind: Literal["lora", "dora"] = "lora") -> dict[str, torch.Tensor]:
+    """The state of an adapter that has learned something."""
     components = tiny_components()
-    inject(components, AdapterSettings(rank=2, seed=seed))
+    inject(components, AdapterSettings(kind, rank=2, seed=seed))
     source = torch.Generator().manual_seed(seed)
+    learned = {".lora_B.": 0.3, ".lora_magnitude_vector.": 0.1}
     return {
-        name: 0.3 * torch.randn(tensor.shape, generator=source) if ".lora_B." in name else tensor
+        name: tensor * (".lora_m" in name) + scale * torch.randn(tensor.shape, generator=source)
+        if (scale := next((scale for mark, scale in learned.items() if mark in name), None))
+        else tensor
         for name, tensor in adapter_state(components).items()
     }
 
@@ -156,3 +163,62 @@ def test_weights_that_are_none(text):
 def test_a_whole_model_is_no_adapter(house):
     with pytest.raises(StudioloError, match="a whole model, not an adapter"):
         ImageModel.load("tiny", adapters=["tiny"])
+
+
+@pytest.fixture
+def doras(house):
+    """Files of two DoRAs and a LoRA on the same layers."""
+    kinds = {"one": "dora", "two": "dora", "three": "lora"}
+    files = [house / f"{name}.safetensors" for name in kinds]
+    for seed, (file, kind) in enumerate(zip(files, kinds.values(), strict=True)):
+        save_file(state(seed, kind), file)
+    return files
+
+
+def drawn(*adapters) -> dict[str, torch.Tensor]:
+    return weights(ImageModel.load("tiny", adapters=adapters).components)
+
+
+def alike(ours, theirs) -> None:
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, msg=name)
+
+
+def test_weight_0_of_a_dora_is_the_base(doras):
+    for name, tensor in drawn((doras[0], 0.0)).items():
+        assert torch.equal(tensor, weights(tiny_components())[name]), name
+
+
+def test_weight_1_of_a_dora_is_what_diffusers_draws_with(doras, house):
+    pipeline = DiffusionPipeline.from_pretrained(house / "model")
+    pipeline.load_lora_weights(house, weight_name=doras[0].name)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    alike(drawn(doras[0]), pipeline.unet.state_dict())
+
+
+def test_a_dora_counts_as_much_as_its_weight(doras):
+    base, whole, half = weights(tiny_components()), drawn(doras[0]), drawn((doras[0], 0.4))
+    alike(half, {name: base[name] + 0.4 * (whole[name] - base[name]) for name in base})
+
+
+def test_the_order_of_adapters_does_not_matter(doras, house):
+    base = weights(tiny_components())
+    shares = [0.7, 1.0, 0.5]
+    alone = [drawn(file) for file in doras]
+    expected = {
+        name: base[name] + sum(w * (one[name] - base[name]) for w, one in zip(shares, alone, strict=True))
+        for name in base
+    }
+    for order in permutations(zip(doras, shares, strict=True)):
+        alike(drawn(*order), expected)
+    merged = merge_models(["tiny", *zip(doras, shares, strict=True)], house / "merged")
+    alike(weights(ImageModel.load(merged.path).components), expected)
+
+
+def test_the_adapter_that_does_not_fit_is_named(doras, house):
+    save_file(
+        {name: tensor[:, :3].contiguous() for name, tensor in state(4).items()}, house / "other.safetensors"
+    )
+    with pytest.raises(StudioloError, match=r"other\.safetensors: the adapter does not fit"):
+        drawn(doras[0], house / "other.safetensors")

@@ -231,6 +231,7 @@ def test_older_names_of_diffusers_are_read(tmp_path, name):
         ({"lora_unet_mid.lokr_w1": 1}, "LoKr"),
         ({"lora_unet_mid.lora_mid.weight": 1, "lora_unet_mid.lora_down.weight": 1}, "Tucker"),
         ({"lora_te3_a.lora_down.weight": 1}, "T5"),
+        ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": 1}, "Stable Diffusion 3 in kohya's"),
         ({"bundle_emb.x": 1, "lora_unet_mid.lora_down.weight": 1}, "embeddings in the same file"),
         ({"model.diffusion_model.out.2.bias": 1}, "no adapter"),
         ({"unet.mid.lora_A.weight": 1}, "do not fit together"),

@@ -12,7 +12,7 @@ multiplied into B, which is what every reader takes a file without alpha to mean
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +59,23 @@ class AdapterSettings:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Share:
+    """The state of an adapter and how much of it is wanted; `where` names it in errors."""
+
+    state: Mapping[str, torch.Tensor]
+    weight: float = 1.0
+    where: object = "adapter"
+
+    def misfit(self, what: str) -> StudioloError:
+        """The error that tells that it is not for this model."""
+        return StudioloError(
+            f"the adapter does not fit the model: {what}",
+            where=self.where,
+            remedy="Use it with the base model that it was trained on.",
+        )
+
+
 def inject(components: Components, settings: AdapterSettings) -> None:
     """Puts new adapters into the networks, in place; only adapters have `requires_grad` afterwards.
 
@@ -98,10 +115,19 @@ def adapter_state(components: Components) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def merge(components: Components, state: Mapping[str, torch.Tensor], weight: float = 1.0) -> None:
-    """Adds the adapters of `state` into the weights of `components`, in place.
+    """`merge_all` of one adapter."""
+    merge_all(components, [Share(state, weight)])
 
-    `weight` multiplies B A (0 leaves LoRA out, 1 is as trained), as diffusers' `fuse_lora(lora_scale)` does.
-    Calls for several states add up; of DoRA, each sets the lengths of its rows anew.
+
+@torch.no_grad()
+def merge_all(components: Components, shares: Sequence[Share]) -> None:
+    """Adds adapters into the weights of `components`, in place: W + sum of weight_i (W_i - W), where W_i are
+    the base's weights W with adapter i alone, computed in float32 and rounded once.
+
+    Weight 0 leaves an adapter out, 1 is as trained, and their order does not matter. For LoRA that is what
+    diffusers' `fuse_lora(lora_scale)` makes; for DoRA its scale multiplies B A alone, so that 0 is not the
+    base: its rows would still have the trained lengths.
+
     Raises StudioloError for a tensor that does not fit the model.
     """
     modules = {
@@ -109,11 +135,18 @@ def merge(components: Components, state: Mapping[str, torch.Tensor], weight: flo
         for part, module in components.modules.items()
         for name, layer in module.named_modules()
     }
-    for name, tensors in _by_layer(state).items():
+    layers: dict[str, list[tuple[Share, dict[str, torch.Tensor]]]] = {}
+    for share in shares:
+        for name, tensors in _by_layer(share).items():
+            layers.setdefault(name, []).append((share, tensors))
+    for name, parts in layers.items():
         target = getattr(modules.get(name), "weight", None)
         if target is None:
-            raise _misfit(f"the model has no layer {name}")
-        target.copy_(_merged(name, target.float(), tensors, weight))
+            raise parts[0][0].misfit(f"the model has no layer {name}")
+        base = target.float()
+        results = [_merged(name, base, tensors, share) for share, tensors in parts]
+        alone = results[0]
+        target.copy_(alone if len(results) == 1 else base + sum(result - base for result in results))
 
 
 def remove(components: Components) -> None:
@@ -155,7 +188,7 @@ def _adapted(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, LoraLayer))
 
 
-def _by_layer(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+def _by_layer(share: Share) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors A, B and perhaps m of each layer."""
     suffixes = {
         ".lora_A.weight": "A",
@@ -164,37 +197,31 @@ def _by_layer(state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Te
         ".lora_magnitude_vector.weight": "m",
     }
     layers: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
+    for key, tensor in share.state.items():
         suffix = next((s for s in suffixes if key.endswith(s)), None)
         if suffix is None:
-            raise _misfit(f"{key} is no part of a LoRA or DoRA")
+            raise share.misfit(f"{key} is no part of a LoRA or DoRA")
         layers.setdefault(key.removesuffix(suffix), {})[suffixes[suffix]] = tensor
     return layers
 
 
 def _merged(
-    name: str, weight: torch.Tensor, tensors: Mapping[str, torch.Tensor], scale: float
+    name: str, weight: torch.Tensor, tensors: Mapping[str, torch.Tensor], share: Share
 ) -> torch.Tensor:
-    """W + scale B A, for DoRA with its lengths; a convolution [out, in, h, w] counts as [out, in h w]."""
+    """The layer's weights W with one adapter: W + w B A, or w of the way from W to DoRA's; a convolution
+    [out, in, h, w] counts as [out, in h w]."""
     if not {"A", "B"} <= tensors.keys():
-        raise _misfit(f"{name} has only one half of its LoRA")
+        raise share.misfit(f"{name} has only one half of its LoRA")
     a, b = (tensors[half].to(weight).flatten(1) for half in ("A", "B"))
     flat = weight.flatten(1)
     if (b.shape[0], a.shape[1]) != flat.shape or a.shape[0] != b.shape[1]:
         shapes = f"{list(b.shape)} x {list(a.shape)}"
-        raise _misfit(f"{name} is {list(flat.shape)}, and the adapter is for {shapes}")
-    result = flat + scale * (b @ a)
-    if "m" in tensors:
-        lengths = tensors["m"].to(weight).flatten()
-        if len(lengths) != len(result):
-            raise _misfit(f"{name} has {len(result)} rows, and the adapter has lengths for {len(lengths)}")
-        result = lengths[:, None] / result.norm(dim=1, keepdim=True) * result
-    return result.view_as(weight)
-
-
-def _misfit(what: str) -> StudioloError:
-    return StudioloError(
-        f"the adapter does not fit the model: {what}",
-        where="adapter",
-        remedy="Use it with the base model that it was trained on.",
-    )
+        raise share.misfit(f"{name} is {list(flat.shape)}, and the adapter is for {shapes}")
+    if "m" not in tensors:
+        return (flat + share.weight * (b @ a)).view_as(weight)
+    lengths = tensors["m"].to(weight).flatten()
+    if len(lengths) != len(flat):
+        raise share.misfit(f"{name} has {len(flat)} rows, and the adapter has lengths for {len(lengths)}")
+    whole = flat + b @ a
+    whole = lengths[:, None] / whole.norm(dim=1, keepdim=True) * whole
+    return flat.lerp(whole, share.weight).view_as(weight)

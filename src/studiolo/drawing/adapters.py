@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.words import words_of
 from studiolo.errors import StudioloError
-from studiolo.formats.adapter_folder import Adapter, load_adapter
-from studiolo.formats.lora import fitted, read_adapter
-from studiolo.formats.opening import is_adapter
-from studiolo.models.registry import resolve
+from studiolo.formats.adapter_folder import Wanted, put_all_on
+from studiolo.formats.sources import find
 from studiolo.store.files import sha256_file
 
 MOST_WEIGHT = 10.0
@@ -25,7 +24,7 @@ class Mounted:
     """An adapter that was merged into a model `weight` times; `sha256` is that of its file or files.
 
     identifiers: the words for its subjects, by name. base: the fingerprint of the model that it was taught
-    on, if it says.
+    on, if it says. words: of a file of textual inversion, the word, and how it is spelled out.
     """
 
     name: str
@@ -33,6 +32,7 @@ class Mounted:
     sha256: str
     identifiers: Mapping[str, str] = field(default_factory=dict, hash=False)
     base: str | None = None
+    words: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def parse_adapter(text: str) -> tuple[str, float]:
@@ -56,27 +56,56 @@ def parse_adapter(text: str) -> tuple[str, float]:
     return name, weight
 
 
-def mount(components: Components, name_or_path: str | Path, weight: float = 1.0) -> Mounted:
-    """Merges an adapter into `components`, in place: one that was taught here, by name or folder, or a single
-    file of LoRA or DoRA in PEFT's or kohya's naming.
+def mount_all(components: Components, adapters: Sequence[tuple[str | Path, float]]) -> list[Mounted]:
+    """Merges adapters into `components`, in place, each as often as its weight says; their order does not
+    matter. Each is one that was taught here, by name or folder, a single file of LoRA or DoRA in PEFT's or
+    kohya's naming, or a file of textual inversion, whose word is added.
 
     Raises:
         StudioloError: nothing has that name, it is a whole model, or it does not fit.
     """
-    path = Path(name_or_path).expanduser()
-    if path.suffix == ".safetensors" and path.is_file():
-        Adapter(fitted(read_adapter(path), components)).put_on(components, weight)
-        return Mounted(path.stem, weight, sha256_file(path))
-    ref = resolve(name_or_path)
-    if not is_adapter(ref):
+    found = [_find(components, *adapter) for adapter in adapters]
+    put_all_on(components, [wanted for wanted, _ in found])
+    return [mounted for _, mounted in found]
+
+
+def _find(components: Components, name_or_path: str | Path, weight: float) -> tuple[Wanted, Mounted]:
+    source = find(name_or_path)
+    ref = source.ref
+    if source.kind == "model":
         raise StudioloError(
             "a whole model, not an adapter",
             where=name_or_path,
             remedy="Draw with it: --model. Adapters are taught with a recipe that says adapter.",
         )
-    load_adapter(ref.path).put_on(components, weight)
-    base = (ref.card.get("base") or {}).get("fingerprint")
-    return Mounted(ref.name, weight, _hash(ref.path), identifiers_of(ref.name, ref.card), base)
+    wanted = Wanted(source.adapter(), weight, name_or_path)
+    if not source.is_file:
+        base = (ref.card.get("base") or {}).get("fingerprint")
+        return wanted, Mounted(ref.name, weight, _hash(ref.path), identifiers_of(ref.name, ref.card), base)
+    name, sha256 = ref.path.stem, sha256_file(ref.path)
+    if source.kind == "adapter":
+        return wanted, Mounted(name, weight, sha256)
+    spelled = _check_embedding(components, wanted)
+    return wanted, Mounted(name, weight, sha256, {name: next(iter(spelled.values()))}, words=spelled)
+
+
+def _check_embedding(components: Components, wanted: Wanted) -> dict[str, str]:
+    """The word of an embedding, and how it is spelled out: all of its words, one a vector."""
+    if wanted.weight != 1:
+        raise StudioloError(
+            f"the embedding of a word is there or not, and cannot count {wanted.weight:g} times",
+            where=wanted.where,
+            remedy="Leave the weight out.",
+        )
+    tables, needed = wanted.adapter.words, components.family.trained_encoders
+    if not set(range(needed)) <= set(tables):
+        raise StudioloError(
+            f"this embedding is for {len(tables)} text encoder{'s' * (len(tables) > 1)}, "
+            f"and the model reads words by {needed}",
+            where=wanted.where,
+            remedy="Use it with a model of the family that it was made for.",
+        )
+    return {word: " ".join(words_of(word, len(vectors))) for word, vectors in tables[0].items()}
 
 
 def identifiers_of(name: str, card: Mapping[str, Any]) -> dict[str, str]:

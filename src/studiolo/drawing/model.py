@@ -17,9 +17,9 @@ from studiolo.diffusion.conditioning import lost_text
 from studiolo.diffusion.packing import fitting_batch
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.sampling import OnStep, generate
-from studiolo.drawing.adapters import Mounted, identifiers_of, mount
+from studiolo.drawing.adapters import Mounted, identifiers_of, mount_all
 from studiolo.drawing.given import Given, Source, give
-from studiolo.drawing.prompts import fill_identifier
+from studiolo.drawing.prompts import fill_identifier, spell_out
 from studiolo.drawing.provenance import (
     MAX_BATCH,
     AdapterTrace,
@@ -92,7 +92,8 @@ class ImageModel:
     ) -> ImageModel:
         """The model of that name (see `models.registry.resolve`), in float32 on a GPU where there is one.
 
-        `adapters` are merged into it: names or files, each with a weight or without (1).
+        `adapters` are merged into it: names or files, each with a weight or without (1); among them files of
+        textual inversion, which add a word.
 
         Raises:
             StudioloError: no such model, device or dtype, or an adapter that does not fit.
@@ -102,7 +103,8 @@ class ImageModel:
         # Half precision stays so until it is cast below; adapters are added in float32, and rounded once.
         components = open_components(ref, torch.float32 if adapters else None)
         fingerprint = components.fingerprint()  # of the stored weights, whatever they are cast to
-        mounted = [mount(components, *(one if isinstance(one, tuple) else (one,))) for one in adapters]
+        pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in adapters]
+        mounted = mount_all(components, pairs)
         return cls(ref, components.to(chosen_device, chosen_dtype), fingerprint, mounted)
 
     @property
@@ -157,13 +159,13 @@ class ImageModel:
         return self.draw(requests, settings, width, height, batch_size, given)
 
     def request(self, prompt: str, seed: int = 0, negative_prompt: str = "") -> Request:
-        """A checked request, its `[V]` filled in."""
+        """A checked request, its `[V]` filled in, words of several vectors spelled out."""
+        words = {word: full for adapter in self.adapters for word, full in adapter.words.items()}
+        texts = [
+            spell_out(fill_identifier(text, self.identifiers), words) for text in (prompt, negative_prompt)
+        ]
         try:
-            return Request(
-                prompt=fill_identifier(prompt, self.identifiers),
-                negative_prompt=fill_identifier(negative_prompt, self.identifiers),
-                seed=seed,
-            )
+            return Request(prompt=texts[0], negative_prompt=texts[1], seed=seed)
         except ValidationError as error:
             found = error.errors()[0]
             raise StudioloError(

@@ -63,6 +63,20 @@ def fill_identifier(prompt: str, known: Mapping[str, str] | str | None) -> str:
     return prompt.replace(PLACEHOLDER, next(iter(words.values())))
 
 
+def spell_out(prompt: str, words: Mapping[str, str]) -> str:
+    """`prompt` with each of `words` as all the words that it has, one a vector ("zwx" as "zwx zwx1"), as
+    diffusers' pipelines do; where it is spelled out already, it stays so."""
+    for word, full in words.items():
+        rest = re.escape(full[len(word) :])
+        prompt = re.sub(
+            rf"(?<!\w){re.escape(word)}(?!\w)" + (f"(?!{rest})" if rest else ""),
+            lambda _, full=full: full,  # type: ignore[misc]
+            prompt,
+            flags=re.IGNORECASE,
+        )
+    return prompt
+
+
 def read_prompt_file(path: str | Path) -> list[PromptLine]:
     """The prompts of a UTF-8 file (up to 1 MiB), one a line; blank lines and # comments are skipped.
 

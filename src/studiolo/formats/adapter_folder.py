@@ -10,14 +10,14 @@ A word of n vectors is n tokens in a row: zwx, zwx1, zwx2, ... (diffusion/words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from studiolo.diffusion.adapters import merge
+from studiolo.diffusion.adapters import Share, merge_all
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.vocabulary import add_word, row_of
 from studiolo.diffusion.words import words_of
@@ -37,21 +37,42 @@ class Adapter:
     words: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
     def put_on(self, components: Components, weight: float = 1.0) -> None:
-        """Adds the words to `components`, in place, then the adapters `weight` times; see `merge`.
+        """`put_all_on` of this one alone."""
+        put_all_on(components, [Wanted(self, weight)])
 
-        Raises StudioloError when they do not fit.
-        """
-        for place, words in self.words.items():
-            if place >= len(components.text_encoders):
-                raise _misfit(f"it has words for {place + 1} text encoders")
-            tokenizer, encoder = components.tokenizers[place], components.text_encoders[place]
-            width = encoder.get_input_embeddings().embedding_dim
-            for word, vectors in words.items():
-                if vectors.shape[-1] != width:
-                    raise _misfit(f"'{word}' has {vectors.shape[-1]} numbers, and {width} are read")
-                for name, vector in zip(words_of(word, len(vectors)), vectors, strict=True):
-                    add_word(tokenizer, encoder, name, vector)
-        merge(components, fitted(self.state, components), weight)
+
+@dataclass(frozen=True)
+class Wanted:
+    """An adapter that is put on a model, how much of it, and what it is called in errors."""
+
+    adapter: Adapter
+    weight: float = 1.0
+    where: object = "adapter"
+
+
+def put_all_on(components: Components, wanted: Sequence[Wanted]) -> None:
+    """Adds the words of adapters to `components`, in place, then the adapters themselves, each `weight`
+    times; see `merge_all`.
+
+    Raises StudioloError when one does not fit.
+    """
+    shares = [Share(one.adapter.state, one.weight, one.where) for one in wanted]
+    for one, share in zip(wanted, shares, strict=True):
+        _add_words(components, one.adapter, share)
+    merge_all(components, [replace(share, state=fitted(share.state, components)) for share in shares])
+
+
+def _add_words(components: Components, adapter: Adapter, share: Share) -> None:
+    for place, words in adapter.words.items():
+        if place >= len(components.text_encoders):
+            raise share.misfit(f"it has words for {place + 1} text encoders")
+        tokenizer, encoder = components.tokenizers[place], components.text_encoders[place]
+        width = encoder.get_input_embeddings().embedding_dim
+        for word, vectors in words.items():
+            if vectors.shape[-1] != width:
+                raise share.misfit(f"'{word}' has {vectors.shape[-1]} numbers, and {width} are read")
+            for name, vector in zip(words_of(word, len(vectors)), vectors, strict=True):
+                add_word(tokenizer, encoder, name, vector)
 
 
 def embedded_words(components: Components, words: Mapping[str, int]) -> dict[int, dict[str, torch.Tensor]]:
@@ -115,11 +136,3 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         return {name: tensor.float() for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError) as error:
         raise StudioloError(f"cannot be read: {error}", where=file, remedy="Export it again.") from error
-
-
-def _misfit(what: str) -> StudioloError:
-    return StudioloError(
-        f"the adapter does not fit the model: {what}",
-        where="adapter",
-        remedy="Use it with the base model that it was trained on.",
-    )

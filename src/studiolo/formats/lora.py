@@ -45,7 +45,8 @@ _OLDER = [
 _OTHERS = {
     "hada_": "LoHa", "lokr_": "LoKr", "lora_mid": "LoCon with a Tucker decomposition", "ia3": "IA3",
     "oft_": "OFT", "boft": "BOFT", "glora": "GLoRA", "bundle_emb": "LoRA with embeddings in the same file",
-    "lora_te3": "LoRA of T5", ".diff.": "full differences of weights", "base_model.model": "PEFT's own files",
+    "lora_unet_joint_blocks": "LoRA of Stable Diffusion 3 in kohya's names", "lora_te3": "LoRA of T5",
+    ".diff.": "full differences of weights", "base_model.model": "PEFT's own files",
     "lora_embedding": "LoRA of embeddings", ".reset_": "controls of LyCORIS", "vera_": "VeRA",
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 import studiolo
 from studiolo.diffusion.components import Components
 from studiolo.errors import StudioloError
+from studiolo.formats.adapter_folder import Wanted, put_all_on
 from studiolo.formats.converting import check_dtype, refuse_existing, write_model
 from studiolo.formats.opening import open_components
 from studiolo.formats.sources import Source, find, stored_dtype
@@ -135,6 +136,7 @@ def _difference(parts: list[tuple[Source, float | None]], minus: Source) -> list
 def _with_adapters(terms: list[tuple[Source, float]]) -> Components:
     components = open_components(terms[0][0].ref)
     taken: dict[str, str] = {}
+    wanted: list[Wanted] = []
     for source, weight in terms[1:]:
         adapter = source.adapter()
         for word in {word for words in adapter.words.values() for word in words}:
@@ -144,10 +146,8 @@ def _with_adapters(terms: list[tuple[Source, float]]) -> Components:
                     remedy="Teach one of them again by another identifier.",
                 )
             taken[word] = source.ref.name
-        try:
-            adapter.put_on(components, weight)
-        except StudioloError as error:
-            raise StudioloError(error.message, where=source.ref.path, remedy=error.remedy) from error
+        wanted.append(Wanted(adapter, weight, source.ref.path))
+    put_all_on(components, wanted)
     return components
 
 
