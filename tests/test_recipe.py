@@ -90,7 +90,6 @@ def test_numbers_in_any_notation(recipe, text):
         ("adapter.rank=16", ["adapter.rank", "set adapter.kind"]),
         ("adapter.alpha=8", ["adapter.alpha", "set adapter.kind"]),
         ("adapter={targets: [conv], text_encoder_rank: 2}", ["adapter.text_encoder_rank, adapter.targets"]),
-        ("class_predictions.count=4", ["class_predictions.count", "set prior"]),
     ],
 )
 def test_wrong_settings_name_key_value_and_what_was_expected(recipe, setting, told):

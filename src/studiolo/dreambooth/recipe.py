@@ -257,8 +257,6 @@ class Recipe(Group):
         if not (self.train_unet or self.train_text_encoder or self.train_token_embedding):
             raise ValueError("nothing to train: set train_unet, train_text_encoder or train_token_embedding")
         check_parts(self)
-        if self.prior == "images" and (changed := self.class_predictions.changed("class_predictions")):
-            raise ValueError(f"{changed}: the prior is images, set prior to predictions")
         if self.bucket_step is not None and not self.buckets:
             raise ValueError("bucket_step is of buckets: set buckets")
         if self.subjects:
