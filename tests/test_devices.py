@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from studiolo.diffusion.conditioning import Conditioning
+from studiolo.diffusion.noise import generators
+from studiolo.diffusion.sampler_settings import SamplerSettings
+from studiolo.diffusion.samplers import FLOW_SAMPLERS, SAMPLERS
+from studiolo.diffusion.sampling import sample_latents
 from tiny_families import TINY
 
 PICTURES = 2
@@ -38,3 +42,15 @@ def test_times_on_the_cpu_reach_a_model_that_is_elsewhere(name, times):
     prediction = components.predict(noisy, times, told)
     assert prediction.device.type == "meta"
     assert prediction.shape == noisy.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler"), [*(("sd1", one) for one in SAMPLERS), *(("sd3", one) for one in FLOW_SAMPLERS)]
+)
+def test_every_sampler_goes_its_way_there(name, sampler):
+    components, noisy, told = on_meta(name)
+    sources = generators(range(PICTURES))
+    settings = SamplerSettings(sampler, 3, 4.0)
+    latents = sample_latents(components, told, told, sources, tuple(noisy.shape[1:]), settings)
+    assert latents.device.type == "meta"
+    assert latents.shape == noisy.shape
