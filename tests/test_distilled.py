@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
+from lessons import lesson, teach
 from studiolo.diffusion.conditioning import encode_prompts
 from studiolo.diffusion.guidance import scale_embedding
 from studiolo.diffusion.noise import generators
@@ -83,7 +84,11 @@ def test_pictures_are_drawn_and_negative_prompts_are_noted(folder):
         load(folder).generate("a fox", negative_prompt="snow", sampler="lcm", steps=1)
 
 
-def test_it_cannot_be_taught(folder):
+def test_it_cannot_be_taught(folder, tmp_path):
+    images = lesson(tmp_path / "lesson")["images"]
+    with pytest.raises(StudioloError, match="drawn with, not taught"):
+        teach({"images": images, "base": folder}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     components = load_components(folder)
     told = encode_prompts(components, ["a fox"]).sized(components.family.sizes(32, 32))
     with pytest.raises(StudioloError, match="distilled into this model, which can be drawn with, not taught"):

@@ -36,7 +36,8 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="NAME[:WEIGHT]",
-            help="Put a taught adapter, or a file of LoRA, on the model; may be repeated.",
+            help="Put a taught adapter, or a file of LoRA, DoRA or textual inversion, on the model; "
+            "may be repeated.",
         ),
     ] = None,
     n: Annotated[

@@ -215,14 +215,20 @@ def guidance_width(denoiser: Any) -> int:
     return getattr(denoiser, "config", {}).get("time_cond_proj_dim") or 0
 
 
-def _told_scale(denoiser: Any, conditioning: Conditioning) -> torch.Tensor | None:
-    if conditioning.guidance is None and guidance_width(denoiser):
+def check_teachable(denoiser: Any) -> None:
+    """Raises StudioloError for a denoiser that guidance was distilled into: it is no longer one of noise."""
+    if guidance_width(denoiser):
         raise StudioloError(
             "guidance was distilled into this model, which can be drawn with, not taught",
             where="time_cond_proj_dim of the U-Net",
             remedy="Teach the model that it was distilled from; its adapter is drawn with this one, too: "
             "studiolo generate --adapter.",
         )
+
+
+def _told_scale(denoiser: Any, conditioning: Conditioning) -> torch.Tensor | None:
+    if conditioning.guidance is None:
+        check_teachable(denoiser)
     return conditioning.guidance
 
 

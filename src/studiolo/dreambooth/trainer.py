@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.families import check_teachable
 from studiolo.diffusion.objective import flow_weights
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.samplers import make_scheduler
@@ -185,6 +186,7 @@ def prepare(recipe: Recipe, run: Run, display: Display, scorer: ScorerMaker | No
     check_trackers(recipe)
     base = resolve(recipe.base)
     components = open_components(base)
+    check_teachable(components.denoiser)
     check_rate(recipe, components.denoiser.num_parameters())
     size = recipe.resolution or components.image_size
     components.latent_shape(size, size)  # raises for a size that the model cannot have
