@@ -18,7 +18,7 @@ class Conditioning:
     """What the denoiser is told of each of B pictures, beside the noisy latents and the time.
 
     `tokens` [B, L, D] is read by cross-attention (SD3: joined with the picture's own). `pooled` [B, P] is one
-    vector a prompt (SDXL, SD3, FLUX). `sizes` [B, 6] are SDXL's (height, width, top, left, height, width) of
+    vector a prompt (SDXL, SD3). `sizes` [B, 6] are SDXL's (height, width, top, left, height, width) of
     the original, of the crop's corner and of the picture (Podell et al. 2023, section 2.2), in pixels.
     `guidance` [B, E] is the embedding of the guidance scale, for U-Nets that guidance was distilled into.
     """
