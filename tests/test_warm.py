@@ -52,8 +52,9 @@ def test_what_it_starts_is_warm_too(warm_python):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_reach_it(warm_python, signum):
-    code = f"import signal, sys; signal.signal({int(signum)}, lambda got, _: sys.exit(got))"
-    code += "; print(flush=True); signal.pause()"
+    # Blocked and waited for: one that came between a print and a pause would be waited for for ever.
+    code = f"import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [{int(signum)}])"
+    code += f"; print(flush=True); sys.exit(signal.sigwait([{int(signum)}]))"
     process = subprocess.Popen([warm_python, "-c", code], stdout=subprocess.PIPE)
     process.stdout.readline()
     process.send_signal(signum)

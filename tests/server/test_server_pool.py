@@ -210,6 +210,16 @@ def test_names(shelf):
     asyncio.run(go())
 
 
+def test_a_model_that_has_gone_is_not_there_from_the_moment_on_in_which_that_is_told(shelf):
+    pool = shelf.pool()
+    assert pool.info("a").name == "a"
+    del shelf.sizes["a"]
+    assert pool.info("a").name == "a"  # believed for a moment
+    pool.look_again()
+    with pytest.raises(UnknownModelError):
+        pool.info("a")
+
+
 def test_a_chat_model_may_draw(shelf):
     async def go() -> None:
         made = []

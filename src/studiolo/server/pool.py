@@ -107,6 +107,10 @@ class EnginePool:
         """All models: of language, hosted ones with a key here, drawing ones and subjects."""
         return list(self._names(anew=True).values())
 
+    def look_again(self) -> None:
+        """A model has come or gone: from now on nobody is told what was there before."""
+        self._listed = None
+
     def info(self, name: str) -> ModelInfo:
         """The model of that name; of "CHAT+DRAWING" it is the chat model.
 

@@ -157,6 +157,7 @@ async def delete(name: str, studio: House, who: Who) -> Wire:
     """Forgets a subject: nobody can draw it any more."""
     record = await _own(studio, who, name)
     await studio.tunings.delete(record.id, who.key_id)
+    studio.engines.look_again()
     await studio.artist.forget(record.name)
     return {}
 

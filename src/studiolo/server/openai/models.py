@@ -47,6 +47,7 @@ async def delete_model(
             remedy=f"On the server's machine: studiolo models remove {info.name}",
         )
     await studio.tunings.delete(tuning.id, caller.key_id)
+    studio.engines.look_again()
     await studio.artist.forget(info.name)
     studio.engines.models()  # so that it is known at once that it is gone
     return JSONResponse({"id": info.name, "object": "model", "deleted": True})
