@@ -47,7 +47,7 @@ def warm_trainings(warm_python: str) -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """A shell starts what runs in its background with Ctrl-C ignored, and processes pass that on to theirs."""
+    """A shell starts what runs in its background with Ctrl-C ignored, and processes pass that on."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
