@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from concurrent import futures
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from studiolo.errors import StudioloError
 
@@ -65,18 +65,25 @@ class _Work(Generic[T]):
     def __init__(self, work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> None:
         self._work, self._loop = work, loop
         self._task: asyncio.Task[T] | None = None
-        self._ended: futures.Future[T] = futures.Future()
+        self._outcome: tuple[T | None, BaseException | None] | None = None
+        # Bare: Ctrl-C within the Python code of a Future or an Event may leave their own locks taken.
+        self._ended = threading.Lock()
+        self._ended.acquire()
 
     def result(self) -> T:
         """Begins it and waits for it."""
         try:
             self._loop.call_soon_threadsafe(self._begin)
-            return self._ended.result()
+            self._ended.acquire()
         except BaseException:
-            if not self._ended.done():
+            if self._outcome is None:
                 self._loop.call_soon_threadsafe(self._cancel)
-                futures.wait([self._ended])
+                self._ended.acquire()
             raise
+        value, error = self._outcome or (None, None)
+        if error is not None:
+            raise error
+        return cast(T, value)
 
     def _begin(self) -> None:
         self._task = self._loop.create_task(self._work)
@@ -88,15 +95,19 @@ class _Work(Generic[T]):
             self._task.cancel()
         else:
             self._work.close()
-            self._ended.set_exception(futures.CancelledError())
+            self._tell(None, futures.CancelledError())
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
-            self._ended.set_exception(futures.CancelledError())
+            self._tell(None, futures.CancelledError())
         elif error := task.exception():
-            self._ended.set_exception(error)
+            self._tell(None, error)
         else:
-            self._ended.set_result(task.result())
+            self._tell(task.result(), None)
+
+    def _tell(self, value: T | None, error: BaseException | None) -> None:
+        self._outcome = value, error
+        self._ended.release()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
