@@ -90,7 +90,7 @@ def chosen_recipe(
     """
     from studiolo.dreambooth.recipe import Recipe
 
-    chosen = (Recipe.from_yaml(file) if file else Recipe()).with_settings(settings or [])
+    chosen = Recipe.of(file).with_settings(settings or [])
     given = {
         "images": [str(path.absolute()) for path in images or []],
         "class_noun": class_noun,

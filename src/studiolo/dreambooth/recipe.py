@@ -296,6 +296,13 @@ class Recipe(Group):
             ) from None
 
     @classmethod
+    def of(cls, given: Recipe | str | Path | None) -> Recipe:
+        """A recipe itself, that of a YAML file, or the default one."""
+        if isinstance(given, Recipe):
+            return given
+        return cls.from_yaml(given) if given else cls()
+
+    @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
         """The recipe in a YAML file of `key: value` lines; keys that are left out keep their defaults."""
         try:

@@ -77,7 +77,7 @@ def train(
         StudioloError: wrong settings, images or names; its subclass Interrupted when Ctrl-C or SIGTERM
             ended the training early.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe) if recipe else Recipe()
+    chosen = Recipe.of(recipe)
     given = {"class_noun": class_noun, "name": name, "base": None if base is None else str(base)}
     chosen = chosen.with_values({key: value for key, value in given.items() if value is not None} | settings)
     sources = [images] if isinstance(images, str | Path | Image.Image) else list(images or chosen.images)

@@ -166,5 +166,4 @@ def _taught(
 def _chosen(
     base: str | Path | None, recipe: Recipe | str | Path | None, settings: Mapping[str, Any]
 ) -> Recipe:
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe.from_yaml(recipe) if recipe else Recipe()
-    return chosen.with_values(({} if base is None else {"base": str(base)}) | dict(settings))
+    return Recipe.of(recipe).with_values(({} if base is None else {"base": str(base)}) | dict(settings))
