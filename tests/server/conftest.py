@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
 import openai
 import pytest
 import uvicorn
@@ -27,6 +28,15 @@ def no_certificates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for load in ("load_verify_locations", "load_default_certs"):
             patch.setattr(ssl.SSLContext, load, lambda *_, **__: None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clients_wait() -> Iterator[None]:
+    """httpx gives up after 5 seconds, which a machine may need whose disk is taken by other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for phase in ("connect", "read", "write", "pool"):
+            patch.setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, 120.0)
         yield
 
 
