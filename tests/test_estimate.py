@@ -20,7 +20,8 @@ from lessons import QUICK, lesson, teach
 from studiolo.cli.main import app
 from studiolo.dreambooth import estimate as estimating
 from studiolo.dreambooth import forecast, teaching
-from studiolo.dreambooth.memory import Memory, _inputs, _MicroBatch, estimate_memory
+from studiolo.dreambooth.memory import Memory, _copied_bytes, _inputs, _MicroBatch, estimate_memory
+from studiolo.dreambooth.parts import left_alone
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
@@ -28,6 +29,7 @@ from studiolo.dreambooth.run import Run
 from studiolo.dreambooth.trainer import prepare, train
 from tiny_families import TINY
 
+HALVED = "32-true", "bf16-mixed"
 RATES = {"learning_rate": 1e-4, "text_learning_rate": 1e-4}
 
 
@@ -72,6 +74,7 @@ def _flat(events):
         ("sd1", {"gradient_checkpointing": True}),
         ("sd1", {"adapter": {"kind": "lora", "rank": 4}}),
         ("sd1", {"precision": "bf16-mixed"}),
+        ("sd1", {"precision": "bf16-mixed", "adapter": {"kind": "lora", "rank": 4}}),
         ("sdxl", {}),
         ("sd3", {}),
     ],
@@ -147,6 +150,25 @@ def test_what_each_process_holds_at_first_counts_too():
     memory = Memory(held=10, optimizer=4, average=0, step=6, class_images=0, whole=40)
     assert (memory.total, memory.parts) == (40, {"whole": 40})
     assert replace(memory, whole=19).total == 20
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"train_text_encoder": False}, *({"adapter": {"kind": "lora"}, "precision": p} for p in HALVED)],
+    ids=str,
+)
+def test_class_images_take_what_training_does_not_have(settings):
+    """The storages that only the copy has, with which they are made."""
+    components, recipe = TINY["sd1"](), Recipe().with_values(RATES | settings)
+    twin = components.copy(sharing=left_alone(components, recipe))
+    module = Personalization(components, recipe, ["a fox"], [], None)
+    storages = [
+        {p.data_ptr(): p.nbytes for m in c.modules.values() for p in m.parameters()}
+        for c in (twin, components)
+    ]
+    taken = sum(size for place, size in storages[0].items() if place not in storages[1])
+    assert _copied_bytes(components, recipe) == taken
+    assert module.recipe is recipe  # alive until here, with what it has halved
 
 
 def test_what_is_counted_follows_the_recipe():

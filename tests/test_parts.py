@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft import LoraConfig, inject_adapter_in_model
 
 from studiolo.diffusion.adapters import DENOISER_TARGETS, TEXT_TARGETS, adapter_state, remove
-from studiolo.dreambooth.parts import choose_parts
+from studiolo.dreambooth.parts import choose_parts, left_alone
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.errors import StudioloError
@@ -53,6 +53,24 @@ def loss_and_gradients(module: Personalization, batch: int = 0) -> tuple[float, 
     loss = module.training_step(make_batches(module.recipe)[batch], 0)["loss"]
     loss.backward()
     return loss.item(), {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_is_left_alone_is_what_a_training_never_writes_to(name):
+    recipe = quick(**CHOICES[name])
+    components = tiny_components()
+    alone = left_alone(components, recipe)
+    before = [parameter.detach().clone() for parameter in alone]
+    twin = components.copy(sharing=alone)
+    module = Personalization(components, recipe, PROMPTS, [(5,)], lambda *place: make_batches(recipe, *place))
+    fit(module)
+    assert all(one.equal(two) for one, two in zip(before, alone, strict=True))
+    assert not {id(p) for p in alone} & {id(p) for p in module.parameters() if p.requires_grad}
+    untaught = tiny_components().fingerprint()
+    assert twin.fingerprint() == untaught
+    if "adapter" in CHOICES[name]:
+        parameters = {id(p) for module in twin.modules.values() for p in module.parameters()}
+        assert len(parameters - {id(p) for p in alone}) == 1, "the table, which a word may be added to"
 
 
 @pytest.mark.parametrize("name", CHOICES)

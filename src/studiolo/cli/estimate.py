@@ -14,7 +14,6 @@ from studiolo.cli.options import (
     Images,
     Settings,
     Subjects,
-    check_taught,
     chosen_recipe,
 )
 
@@ -47,7 +46,7 @@ def estimate(
     from studiolo.dreambooth.estimate import estimate as measured
 
     chosen = chosen_recipe(recipe, settings, images, class_noun, base, subjects, identifier)
-    check_taught(chosen, "studiolo estimate IMAGES --class fox")
+    chosen.check_taught("studiolo estimate IMAGES --class fox")
     found = measured(chosen)
     typer.echo(json.dumps(found.as_dict(), indent=2) if as_json else _text(found))
     if not found.fits:

@@ -110,9 +110,3 @@ def _subject(text: str) -> dict[str, str]:
             "a subject has the form NAME=NOUN:PATH", where=f"--subject {text}", remedy="rex=dog:photos/rex"
         )
     return {"name": name, "class_noun": noun, "images": path}
-
-
-def check_taught(recipe: Recipe, example: str) -> None:
-    """StudioloError unless the recipe says what is to be taught; `example` is the command as it might be."""
-    if not recipe.subjects and not (recipe.images and recipe.class_noun):
-        raise StudioloError("to be given: images of the subject and the class noun", remedy=example)

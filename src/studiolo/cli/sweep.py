@@ -14,7 +14,6 @@ from studiolo.cli.options import (
     Images,
     Settings,
     Subjects,
-    check_taught,
     chosen_recipe,
 )
 
@@ -67,7 +66,7 @@ def sweep(
     from studiolo.evaluation.space import FORMS
 
     chosen = chosen_recipe(recipe, settings, images, class_noun, base, subjects, identifier)
-    check_taught(chosen, "studiolo sweep IMAGES --class fox --param steps=100,200,400 --method grid")
+    chosen.check_taught("studiolo sweep IMAGES --class fox --param steps=100,200,400 --method grid")
     if not params:
         raise StudioloError("nothing to try", where="--param", remedy=FORMS)
     try:

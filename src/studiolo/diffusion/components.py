@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import diffusers
@@ -155,7 +156,8 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
+        """The float type of latents: the widest among the denoiser's weights."""
+        return reduce(torch.promote_types, {p.dtype for p in self.denoiser.parameters()})
 
     @property
     def size_unit(self) -> int:
@@ -212,13 +214,14 @@ class Components:
                 _move(module, device, dtype)
         return self
 
-    def copy(self) -> Components:
-        """A deep copy: training it leaves the original untouched."""
+    def copy(self, sharing: Iterable[torch.nn.Parameter] = ()) -> Components:
+        """A deep copy: training it leaves the original untouched. Parameters for `sharing` are in both."""
+        memo = {id(parameter): parameter for parameter in sharing}
         return Components(
             tokenizers=copy.deepcopy(self.tokenizers),
-            text_encoders=copy.deepcopy(self.text_encoders),
-            vae=copy.deepcopy(self.vae),
-            denoiser=copy.deepcopy(self.denoiser),
+            text_encoders=copy.deepcopy(self.text_encoders, memo),
+            vae=copy.deepcopy(self.vae, memo),
+            denoiser=copy.deepcopy(self.denoiser, memo),
             scheduler_config=copy.deepcopy(self.scheduler_config),
             family=self.family,
         )

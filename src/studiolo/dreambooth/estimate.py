@@ -24,6 +24,7 @@ from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
 from studiolo.dreambooth.teaching import Teaching
 from studiolo.dreambooth.trainer import prepare
+from studiolo.training.halves import HALVES
 
 _TRIAL_STEPS = 2
 """Denoising steps of the picture that drawing is timed by."""
@@ -153,7 +154,7 @@ def _step(module: Personalization, components: Components, material: Material) -
     recipe = module.recipe
     optimizer: Any = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
     batch = _batch(components, material)
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(recipe.precision)
+    dtype = HALVES.get(recipe.precision)
     kind = components.device.type
 
     def step() -> None:

@@ -19,6 +19,7 @@ from studiolo.formats.diffusers_folder import save_components
 from studiolo.formats.opening import open_components
 from studiolo.models.registry import CARD_FILE, ModelRef
 from studiolo.store.files import atomic_dir
+from studiolo.training.halves import is_halved, make_whole
 
 
 def export_model(
@@ -50,7 +51,7 @@ def export_model(
             adapter = Adapter(adapter_state(components), embedded_words(components, words))
             save_adapter(adapter, temporary, dtype)
         else:
-            save_components(_whole(components, recipe), temporary, dtype=dtype)
+            save_components(_whole(components, recipe, base), temporary, dtype=dtype)
             read_as = dtype  # the values are the same, and take half the room
         ref = ModelRef(str(card["name"]), temporary, "subject", card)
         card = card | {"fingerprint": open_components(ref, read_as).fingerprint()}
@@ -68,9 +69,16 @@ def _is_new(components: Components, recipe: Recipe, one: Taught) -> bool:
     return recipe.train_token_embedding or any(word in added for word in one.identifier.split())
 
 
-def _whole(components: Components, recipe: Recipe) -> Components:
-    """The model with its adapters, if there are any, in its weights; `components` keeps them apart."""
+def _whole(components: Components, recipe: Recipe, base: ModelRef) -> Components:
+    """The model with its adapters, if there are any, in its weights; `components` keeps them apart.
+
+    What was halved for the training is the base's again, in `components`, too.
+    """
     components.denoiser.to(memory_format=torch.contiguous_format)
+    if any(map(is_halved, components.modules.values())):
+        original = open_components(base).modules
+        for name, network in components.modules.items():
+            make_whole(network, original[name])
     if not recipe.adapter.kind:
         return components
     whole = components.copy()

@@ -8,7 +8,6 @@ go, so checkpointing, adapters, precision and attention count as they are.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +20,10 @@ from torch.utils._pytree import tree_map_only
 
 from studiolo.diffusion.components import Components
 from studiolo.dreambooth.memory_shared import Shared, shared_by
+from studiolo.dreambooth.parts import left_alone
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.training.halves import HALVES
 
 _STATE_BYTES = {"adamw": 8, "adamw8bit": 2.1, "prodigy": 16, "adafactor": 0.1}
 """Bytes of an optimizer's state for each trained number; Adafactor's are rows and columns of a matrix."""
@@ -39,7 +40,7 @@ class Memory:
     """MiB on one device at the worst moment, by what they are for.
 
     `held` is what the process or the GPU holds already, the model in it; `step` the activations and gradients
-    of a micro-batch; `class_images` the copy of the model that makes them meanwhile, and its pictures. With
+    of a micro-batch; `class_images` what makes them meanwhile has beside the model, and its pictures. With
     fsdp they are those of one process, and `whole` is what it holds before, while its model is no part yet.
     """
 
@@ -82,7 +83,7 @@ def estimate_memory(
     left = sum(p.numel() * p.element_size() for _, p in named) - shared.kept(named)
     meanwhile = 0.0
     if makes_class_images:
-        meanwhile = _bytes(m for m in components.modules.values()) + _drawing_bytes(components, recipe)
+        meanwhile = _copied_bytes(components, recipe) + _drawing_bytes(components, recipe)
     return Memory(
         held=held - left / _MIB,
         optimizer=trained * _STATE_BYTES[recipe.optimizer] / _MIB,
@@ -108,8 +109,14 @@ def available_memory(device: torch.device) -> float:
     return psutil.virtual_memory().available / _MIB + held_memory(device)
 
 
-def _bytes(modules: Iterable[torch.nn.Module]) -> float:
-    return float(sum(p.numel() * p.element_size() for module in modules for p in module.parameters()))
+def _copied_bytes(components: Components, recipe: Recipe) -> float:
+    """Of the weights that class images are made with while the model is trained, what training has not."""
+    alone = left_alone(components, recipe)
+    halved = sum(4 * p.numel() for p in alone if p.dtype in HALVES.values())  # they are as they were, there
+    shared = {id(p) for p in alone}
+    networks = components.modules.values()
+    own = (p for network in networks for p in network.parameters() if id(p) not in shared)
+    return float(halved + sum(p.numel() * p.element_size() for p in own))
 
 
 class _MicroBatch(torch.nn.Module):
@@ -203,7 +210,7 @@ def _peak(
 
     Of a gradient that is `shared` (names without the module's first part) a process keeps its part alone.
     """
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    dtype = HALVES.get(precision)
     device = next(module.parameters()).device.type
     fake = FakeTensorMode()
 

@@ -99,6 +99,23 @@ def choose_parts(components: Components, recipe: Recipe, tokens: Sequence[TokenI
     return Parts(parts, vectors, total)
 
 
+def left_alone(components: Components, recipe: Recipe) -> list[torch.nn.Parameter]:
+    """Parameters of the networks that a training as `recipe` says never writes to, wherever it has them.
+
+    Not among them: tables of embeddings, which new words are added to, what fsdp shares out, and what is laid
+    out anew (channels_last).
+    """
+    count = components.family.trained_encoders
+    networks = [components.vae, *components.text_encoders[count:]]
+    whole = recipe.adapter.kind is None
+    if recipe.strategy != "fsdp":
+        moved = recipe.channels_last or (whole and recipe.train_unet)
+        networks += [] if moved else [components.denoiser]
+        networks += [] if whole and recipe.train_text_encoder else components.text_encoders[:count]
+    tables = {id(encoder.get_input_embeddings().weight) for encoder in components.text_encoders}
+    return [p for network in networks for p in network.parameters() if id(p) not in tables]
+
+
 def adapter_settings(recipe: Recipe) -> AdapterSettings:
     """The adapters that a recipe asks for."""
     chosen = recipe.adapter

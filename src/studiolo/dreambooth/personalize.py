@@ -24,6 +24,7 @@ from studiolo.dreambooth.batches import Batch, Batches, HalfBatch
 from studiolo.dreambooth.parts import TokenIds, choose_parts
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.training.attention import attend_by_products
+from studiolo.training.halves import HALVES, halve
 from studiolo.training.optimizers import make_optimizer
 from studiolo.training.sharding import average_gradients, clip_gradients, shard, whole
 
@@ -75,6 +76,9 @@ class Personalization(pl.LightningModule):
     def _arrange(self) -> None:
         """How the networks compute, as the recipe wants it: nothing of it changes what they compute."""
         denoiser, encoders = self.denoiser, list[Any](self.text_encoders)
+        if self.recipe.halves_frozen:
+            for network in [denoiser, *(encoders if self.text_is_trained else [])]:
+                halve(network, HALVES[self.recipe.precision])
         if self.recipe.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
             for encoder in encoders:

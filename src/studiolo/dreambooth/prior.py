@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +126,7 @@ class ClassImageMaker:
 
     Args:
         components: the base as it is before training; copied when there is something to make.
+        sharing: parameters that the training will not write to: the copy is without them.
         on_picture: called with the number of pictures that are there, whenever it has grown.
     """
 
@@ -136,12 +137,13 @@ class ClassImageMaker:
         *,
         rank: int = 0,
         world: int = 1,
+        sharing: Iterable[torch.nn.Parameter] = (),
         on_picture: Callable[[int], None] | None = None,
     ) -> None:
         self.images = images
         # By number, not by place among the missing: processes may look at different times.
         self._todo = [batch for batch in images.missing() if batch % world == rank]
-        self._components = components.copy() if self._todo else None
+        self._components = components.copy(sharing) if self._todo else None
         self._on_picture = on_picture or (lambda count: None)
         self._changed = threading.Condition()
         self._error: BaseException | None = None

@@ -24,6 +24,7 @@ from studiolo.dreambooth.recipe_scores import ScoreSettings
 from studiolo.dreambooth.recipe_subjects import SubjectSettings
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path
+from studiolo.training.halves import HALVES
 from studiolo.training.optimizers import OptimizerName, ScheduleName, rate_factor
 
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -212,8 +213,8 @@ class Recipe(Group):
 
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
         "auto",
-        description="Float type of the arithmetic; weights stay in float32. auto: bf16-mixed where the "
-        "machine computes in it, else 32-true. 16-mixed needs a GPU.",
+        description="Float type of the arithmetic; what is trained stays in float32. auto: bf16-mixed where "
+        "the machine computes in it, else 32-true. 16-mixed needs a GPU.",
     )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="What to compute on.")
     devices: int = Field(1, ge=1, le=4096, description="Devices a machine.")
@@ -361,6 +362,21 @@ class Recipe(Group):
     def learns_beside(self) -> bool:
         """Whether no network is trained whole: what is learned lies in adapters and tokens."""
         return self.adapter.kind is not None or not (self.train_unet or self.train_text_encoder)
+
+    def check_taught(self, example: str | None = None) -> None:
+        """StudioloError unless it says what is to be taught; `example` is how it might be said."""
+        if not self.subjects and not (self.images and self.class_noun):
+            raise StudioloError(
+                "to be given: images of the subject and the class noun", where="images", remedy=example
+            )
+
+    @property
+    def halves_frozen(self) -> bool:
+        """Whether what no step changes is kept in the half precision that it is computed in.
+
+        Not with DoRA, which measures the rows of frozen weights, nor where processes cast what they share.
+        """
+        return self.precision in HALVES and self.adapter.kind != "dora" and self.strategy != "fsdp"
 
     def rate_factor(self, step: int) -> float:
         """The part in [0, 1] of the highest rate that optimizer step `step` (from 0) is taken with."""

@@ -20,6 +20,7 @@ from studiolo.dreambooth.forecast import Forecast
 from studiolo.dreambooth.machine import make_trainer
 from studiolo.dreambooth.material import Material, Taught, class_captions
 from studiolo.dreambooth.memory import LESS, available_memory, estimate_memory, told
+from studiolo.dreambooth.parts import left_alone
 from studiolo.dreambooth.personalize import MakeBatches, Personalization
 from studiolo.dreambooth.predictions import PredictionExamples, PredictionSet
 from studiolo.dreambooth.prior import ClassImageMaker, ClassImageSet
@@ -262,6 +263,7 @@ class Teaching:
             self.components,
             rank=self.trainer.global_rank,
             world=self.trainer.world_size,
+            sharing=left_alone(self.components, self.recipe),
             on_picture=lambda done: self.display.advance(title, done),
         )
         self._forecast.is_slowed = lambda: maker.is_at_work

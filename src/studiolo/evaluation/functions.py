@@ -158,8 +158,7 @@ def _taught(
     files = [images] if isinstance(images, str | Path) else images
     given = {"images": [str(Path(file).absolute()) for file in files], "class_noun": class_noun}
     chosen = _chosen(base, recipe, {key: value for key, value in given.items() if value} | dict(settings))
-    if not chosen.subjects and not (chosen.images and chosen.class_noun):
-        raise StudioloError("to be given: images of the subject and the class noun", where="images")
+    chosen.check_taught()
     return chosen
 
 
