@@ -29,6 +29,8 @@ def given(tmp_path_factory):
             ["--pictures", "2", "--steps", "2", "--rounds", "1"],
             ["of 255 apart", "a call a prompt"],
         ),
+        ("trained_parts", ["--quick", "--precision", "bf16-mixed"], ["| full |", "| LoRA |", "of full"]),
+        ("trained_parts", ["--quick", "--cast", "--precision", "bf16-mixed"], ["| LoRA |"]),
         ("growth", ["--quick"], ["| 1 | 96 x 96 |"]),
     ],
 )

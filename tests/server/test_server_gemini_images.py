@@ -16,6 +16,7 @@ from google.genai import errors, types
 from PIL import Image
 from serving import TINY, painter, serving, waited
 
+from studiolo.drawing.model import ImageModel
 from studiolo.drawing.provenance import Provenance, read_provenance
 from studiolo.jobs.artist import Artist
 from studiolo.language import conversation as c
@@ -227,6 +228,8 @@ def test_a_model_that_speaks_takes_no_shape_of_pictures(client):
         ({"parameters": {"safetySetting": "block_low_and_above"}}, "Say block_none"),
         ({"parameters": {"outputOptions": {"mimeType": "image/tiff"}}}, "Say image/png"),
         ({"parameters": {"width": 30}}, "multiple of 4"),
+        ({"parameters": {"spacing": "wide"}}, "Known: leading"),
+        ({"parameters": {"eta": 0.5, "sampler": "euler"}}, "has no eta"),
         ({"parameters": {"aspectRatio": "1:1", "width": 32}}, "both a ratio and a size"),
         ({"parameters": {"size": "32x32"}}, "Unknown name"),
     ],
@@ -249,6 +252,20 @@ def test_rest(shop):
     (one,) = answer.json()["predictions"]
     assert one["mimeType"] == "image/png"
     assert base64.b64decode(one["bytesBase64Encoded"]).startswith(b"\x89PNG")
+
+
+def test_every_setting_of_the_sampler(shop):
+    settings = {"steps": 4, "seed": 7, "sampler": "dpm++2m", "sigmas": "karras", "clipSkip": 1}
+    settings |= {"guidanceRescale": 0.7, "guidanceFrom": 0.25, "guidanceUntil": 0.75}
+    answer = httpx.post(
+        f"{shop.url}/v1beta/models/{TINY}:predict?key=k",
+        json={"instances": [{"prompt": "a fox"}], "parameters": settings},
+    )
+    (one,) = answer.json()["predictions"]
+    ours = {"clipSkip": "clip_skip", "guidanceRescale": "guidance_rescale"}
+    ours |= {"guidanceFrom": "guidance_from", "guidanceUntil": "guidance_until"}
+    (alone,) = ImageModel.load(TINY).generate("a fox", **{ours.get(k, k): v for k, v in settings.items()})
+    assert base64.b64decode(one["bytesBase64Encoded"]) == alone.png()
 
 
 def noise(width=32, height=32) -> Image.Image:

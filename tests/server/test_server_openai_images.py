@@ -46,6 +46,24 @@ def test_the_same_bytes_as_in_python(client):
     assert png(image) == alone.png()
 
 
+MORE = [
+    {"sampler": "ddim", "eta": 0.5, "spacing": "trailing", "clip_skip": 1},
+    {"sampler": "dpm++2m", "sigmas": "karras", "guidance_rescale": 0.7},
+    {"sampler": "euler", "guidance_from": 0.25, "guidance_until": 0.75},
+]
+
+
+@pytest.mark.parametrize("settings", MORE)
+def test_every_setting_of_the_sampler(client, settings):
+    extra = {"seed": 7, "steps": 4, **settings}
+    (image,) = client.images.generate(model="tiny", prompt="a fox", extra_body=extra).data
+    (alone,) = ImageModel.load("tiny").generate("a fox", **extra)
+    (plain,) = ImageModel.load("tiny").generate("a fox", seed=7, steps=4, sampler=settings["sampler"])
+    assert png(image) == alone.png() != plain.png()
+    record = read_provenance(io.BytesIO(png(image)))
+    assert settings.items() <= record.settings.items()
+
+
 def test_a_subject_by_its_place_in_the_prompt(client):
     (image,) = client.images.generate(model="my-fox", prompt="a photo of [V] fox", extra_body=QUICK).data
     assert image.revised_prompt == "a photo of zwx fox"
@@ -150,6 +168,10 @@ WRONG = [
     ({"model": "stub"}, "model"),
     ({"extra_body": {"steps": 0}}, "steps"),
     ({"extra_body": {"steps": 2, "sampler": "magic"}}, "sampler"),
+    ({"extra_body": {"steps": 2, "spacing": "wide"}}, "spacing"),
+    ({"extra_body": {"steps": 2, "eta": 2}}, "eta"),
+    ({"extra_body": {"steps": 2, "guidance_from": 0.8, "guidance_until": 0.2}}, "guidance_from"),
+    ({"extra_body": {"steps": 2, "clip_skip": 99}}, "clip_skip"),
     ({"extra_body": {"seed": -1}}, "seed"),
     ({"extra_body": {"guidance_scale": "much"}}, "guidance_scale"),
     ({"extra_body": {"colour": "red"}}, "colour"),

@@ -30,6 +30,9 @@ MOST = 8
 
 _PLAIN = {"negativePrompt": "negative", "guidanceScale": "guidance", "seed": "seed", "steps": "steps",
           "sampler": "sampler", "width": "width", "height": "height"}  # fmt: skip
+_MORE = {"eta": "eta", "spacing": "spacing", "sigmas": "sigmas", "guidanceRescale": "guidance_rescale",
+         "guidanceFrom": "guidance_from", "guidanceUntil": "guidance_until",
+         "clipSkip": "clip_skip"}  # fmt: skip
 
 
 def add_routes(router: APIRouter, models_path: str) -> None:
@@ -81,6 +84,7 @@ def _order_of(model: str, parameters: Mapping[str, Any]) -> Wire:
             "nobody looks for persons here", where="parameters.person_generation", remedy="Say allow_all."
         )
     order: Wire = {ours: parameters[wire] for wire, ours in _PLAIN.items() if wire in parameters}
+    order["more"] = {ours: parameters[wire] for wire, ours in _MORE.items() if wire in parameters}
     if ratio := parameters.get("aspectRatio"):
         if "width" in order or "height" in order:
             raise InvalidRequestError(

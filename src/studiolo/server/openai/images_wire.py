@@ -23,6 +23,8 @@ NOT_KEPT = "nothing is done with it"
 STEPS = {"low": 15, "medium": 30, "standard": 30, "high": 50, "hd": 50, "xhigh": 80, "max": 100}
 """Denoising steps that stand for OpenAI's words; "auto" leaves it to the studio."""
 _QUALITIES = {"auto": "medium", "standard": "medium", "hd": "high"}
+_MORE = ("eta", "spacing", "sigmas", "guidance_rescale", "guidance_from", "guidance_until", "clip_skip")
+"""Fields that `SamplerSettings` judges, under the same names."""
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 
 
@@ -67,6 +69,17 @@ class PictureFields(Wire):
         float | None, Field(ge=0, le=50), extension("how strongly to follow the prompt; 1: not guided")
     ] = None
     sampler: Annotated[str | None, extension("as `studiolo generate --sampler`")] = None
+    eta: Annotated[float | None, extension("as `--eta`: noise that DDIM adds back")] = None
+    spacing: Annotated[str | None, extension("as `--spacing`")] = None
+    sigmas: Annotated[str | None, extension("as `--sigmas`")] = None
+    guidance_rescale: Annotated[float | None, extension("as `--guidance-rescale`")] = None
+    guidance_from: Annotated[
+        float | None, extension("the part of the steps, 0 to 1, before the guided ones")
+    ] = None
+    guidance_until: Annotated[
+        float | None, extension("the part of the steps, 0 to 1, after which none is")
+    ] = None
+    clip_skip: Annotated[int | None, extension("as `--clip-skip`")] = None
 
     events: ClassVar[str] = "image_generation"
     """What the names of events begin with."""
@@ -101,6 +114,7 @@ def wishes(request: PictureFields) -> JSON:
         "guidance": request.guidance_scale,
         "negative": request.negative_prompt,
         "sampler": request.sampler,
+        "more": {name: value for name in _MORE if (value := getattr(request, name)) is not None},
     }
 
 
