@@ -138,6 +138,25 @@ def test_an_adapter_in_both_namings_with_its_words_beside(rex, base, tmp_path, n
     assert open_components(ref).fingerprint() == open_components(rex).fingerprint()
 
 
+def test_a_word_that_was_taught_in_a_file_of_its_own(rex, base, tmp_path):
+    """Of a subject that is a word alone, and of one that has an adapter, too."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    save_adapter(Adapter({}, read_words(rex)), alone)
+    (alone / "studiolo.json").write_bytes((rex / "studiolo.json").read_bytes())
+    for subject in (rex, alone):
+        (file,) = studiolo.convert(subject, tmp_path / f"{subject.name}.safetensors", format="embedding")
+        pipe = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+        pipe.load_textual_inversion(file)
+        ids = pipe.tokenizer("wug wug_1", add_special_tokens=False).input_ids
+        assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], read_words(rex)[0]["wug"])
+    with pytest.raises(StudioloError, match="cannot be written in the format kohya") as told:
+        studiolo.convert(alone, tmp_path / "k.safetensors", format="kohya")
+    assert told.value.remedy.startswith("Formats for it: embedding, diffusers, single-file")
+    with pytest.raises(StudioloError, match="a word has no weight"):
+        studiolo.merge([base, (alone, 0.5)], tmp_path / "half")
+
+
 def test_pruning_leaves_what_draws(tmp_path):
     components = TINY["sd1"]()
     weights = load_file(write_single_file(components, tmp_path / "a.safetensors"))

@@ -54,8 +54,15 @@ def put_all_on(components: Components, wanted: Sequence[Wanted]) -> None:
     """Adds the words of adapters to `components`, in place, then the adapters themselves, each `weight`
     times; see `merge_all`.
 
-    Raises StudioloError when one does not fit.
+    Raises StudioloError when one does not fit, or is to be weighed and has words alone.
     """
+    for one in wanted:
+        if one.weight != 1 and not one.adapter.state:
+            raise StudioloError(
+                f"a word has no weight, and this one is to have {one.weight:g}",
+                where=one.where,
+                remedy="Leave the weight out; how strongly it is meant, the prompt says.",
+            )
     shares = [Share(one.adapter.state, one.weight, one.where) for one in wanted]
     for one, share in zip(wanted, shares, strict=True):
         _add_words(components, one.adapter, share)

@@ -107,10 +107,17 @@ def check_dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name else None
 
 
+def _possible(found: Source) -> list[Format]:
+    """A folder with what was learned beside a base has adapters, words or both; on its base it is a model."""
+    if found.kind != "adapter" or found.is_file:
+        return list(_POSSIBLE[found.kind])
+    adapter = found.adapter()
+    kinds = ["adapter"] * bool(adapter.state) + ["embedding"] * bool(adapter.words) + ["model"]
+    return [one for kind in kinds for one in _POSSIBLE[kind]]
+
+
 def _format(found: Source, target: Path, given: str | None) -> Format:
-    possible = list(_POSSIBLE[found.kind])
-    if found.kind == "adapter" and not found.is_file:  # put on its base, it is a model as well
-        possible += _POSSIBLE["model"]
+    possible = _possible(found)
     if given is not None:
         if given not in get_args(Format):
             raise StudioloError(
