@@ -208,7 +208,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="studiolo-base", help="or another one; sd1, sd2, sdxl, sd3, sd3.5: of that size")
+    parser.add_argument("--model", default="studiolo-base", help="or another, or one of NAMES in fullsize.py")
     parser.add_argument("--batch", type=int, default=4, help="instance images, and class images, a step")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--precision", default="32-true")
