@@ -20,9 +20,10 @@ from lessons import QUICK, lesson, teach
 from studiolo.cli.main import app
 from studiolo.dreambooth import estimate as estimating
 from studiolo.dreambooth import forecast, teaching
-from studiolo.dreambooth.memory import Memory, _copied_bytes, _inputs, _MicroBatch, estimate_memory
+from studiolo.dreambooth.memory import Memory, _inputs, _MicroBatch, estimate_memory
 from studiolo.dreambooth.parts import left_alone
 from studiolo.dreambooth.personalize import Personalization
+from studiolo.dreambooth.prior import ClassImageSet
 from studiolo.dreambooth.progress import Display
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.dreambooth.run import Run
@@ -84,7 +85,7 @@ def test_the_memory_of_a_step_is_what_the_allocator_gives_out(family, settings):
     recipe = Recipe().with_values(RATES | settings)
     components = TINY[family]()
     module = Personalization(components, recipe, ["a fox"], [], None)
-    expected = estimate_memory(module, components, recipe, makes_class_images=False)
+    expected = estimate_memory(module, components, recipe)
     count = recipe.batch_size * (2 if recipe.prior_weight else 1)
     dtype = torch.bfloat16 if recipe.precision == "bf16-mixed" else None
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
@@ -114,7 +115,7 @@ def test_of_what_is_shared_out_a_process_has_its_part(family, settings, four_pro
     components = TINY[family]()
     module = Personalization(components, recipe, ["a fox"], [], None)
     whole = sum(p.numel() for p in module.parameters())
-    expected = estimate_memory(module, components, recipe, makes_class_images=False)
+    expected = estimate_memory(module, components, recipe)
     module._device_mesh = four_processes
     module.configure_model()
     own = [getattr(p, "_local_tensor", p) for p in module.parameters() if p.requires_grad]
@@ -152,23 +153,31 @@ def test_what_each_process_holds_at_first_counts_too():
     assert replace(memory, whole=19).total == 20
 
 
+@pytest.mark.parametrize("drawn", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"train_text_encoder": False}, *({"adapter": {"kind": "lora"}, "precision": p} for p in HALVED)],
     ids=str,
 )
-def test_class_images_take_what_training_does_not_have(settings):
-    """The storages that only the copy has, with which they are made."""
-    components, recipe = TINY["sd1"](), Recipe().with_values(RATES | settings)
-    twin = components.copy(sharing=left_alone(components, recipe))
+def test_class_images_take_what_training_does_not_have(settings, drawn, tmp_path):
+    """The storages that they alone are made with."""
+    recipe = Recipe().with_values(RATES | settings | {"class_images": {"precision": drawn}})
+    components = TINY["sd1"]()
+    artist = ClassImageSet(recipe.class_images, ["a fox"], "", 32, tmp_path).artist(
+        components, left_alone(components, recipe)
+    )
     module = Personalization(components, recipe, ["a fox"], [], None)
-    storages = [
+    own, trained = (
         {p.data_ptr(): p.nbytes for m in c.modules.values() for p in m.parameters()}
-        for c in (twin, components)
-    ]
-    taken = sum(size for place, size in storages[0].items() if place not in storages[1])
-    assert _copied_bytes(components, recipe) == taken
-    assert module.recipe is recipe  # alive until here, with what it has halved
+        for c in (artist, components)
+    )
+    taken = sum(size for place, size in own.items() if place not in trained) / 2**20
+    alone, both = (estimate_memory(module, components, recipe, a) for a in (None, artist))
+    assert both.class_images > taken
+    assert both.held + taken == pytest.approx(alone.held, rel=0.02)  # of the process, which goes on
+    whole = sum(p.nbytes for p in TINY["sd1"]().denoiser.parameters()) / 2**20
+    if drawn == "bf16-mixed":
+        assert taken < 0.75 * (whole if "adapter" in settings else 2 * whole)
 
 
 def test_what_is_counted_follows_the_recipe():
@@ -176,7 +185,7 @@ def test_what_is_counted_follows_the_recipe():
         components = TINY["sd1"]()
         recipe = Recipe().with_values(RATES | settings)
         module = Personalization(components, recipe, ["a fox"], [], None)
-        return estimate_memory(module, components, recipe, makes_class_images=False)
+        return estimate_memory(module, components, recipe)
 
     plain = parts()
     trained = sum(
@@ -265,7 +274,7 @@ def test_what_is_measured_lies_on_the_device_that_trains(given, tmp_path, monkey
     for part in ready.components.modules.values():
         part.to(meta)
     seen = []
-    monkeypatch.setattr(estimating, "_prior", lambda *parts: ({}, 0.1))
+    monkeypatch.setattr(estimating, "_prior", lambda *parts: ({}, 0.1, None))
     monkeypatch.setattr(estimating, "estimate_memory", lambda *parts, **more: Memory(0, 0, 0, 0, 0))
     monkeypatch.setattr(estimating, "available_memory", lambda device: 1.0)
     monkeypatch.setattr(estimating, "_step", lambda module, *rest: seen.append(module) or 0.5)

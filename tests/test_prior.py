@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -51,6 +53,31 @@ def test_they_are_what_the_sampler_draws_of_the_class_prompt(components, tmp_pat
     drawn = generate(components, ["a photo of a fox"] * 4, [0, 1, 2, 3], settings)
     for index, picture in enumerate(drawn):
         assert Image.open(images.path(index)).tobytes() == picture.tobytes()
+
+
+def test_in_half_precision_they_look_alike_and_lie_elsewhere(components, tmp_path):
+    """With the float32 numbers of the base left as they are, and its text encoder and VAE in common."""
+    before = components.fingerprint()
+    whole, half = (
+        image_set(tmp_path, count=4, class_images={"precision": p}) for p in ("32-true", "bf16-mixed")
+    )
+    everything = [p for module in components.modules.values() for p in module.parameters()]
+    artists = [images.artist(components, everything) for images in (whole, half)]
+    for images, artist in zip((whole, half), artists, strict=True):
+        images.make_batch(artist, 0)
+    assert components.fingerprint() == artists[0].fingerprint() == before
+    sizes = [sum(p.nbytes for p in a.denoiser.parameters()) for a in (components, artists[1])]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert artists[1].vae.decoder.conv_in.weight is components.vae.decoder.conv_in.weight
+    assert whole.folder != half.folder
+    assert "precision" not in json.loads((whole.folder / "made-by.json").read_text()), (
+        "as before there was one"
+    )
+    one, two = (
+        np.stack([np.asarray(Image.open(images.path(i)), dtype=float) for i in range(4)])
+        for images in (whole, half)
+    )
+    assert 0 < abs(one - two).mean() < 2
 
 
 def test_a_second_run_reuses_them(components, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -33,11 +34,17 @@ def test_threads_soon_sleep_unless_the_user_says_otherwise(said, left, known):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the libraries for other systems are not libgomp")
 @pytest.mark.parametrize(
-    ("said", "known"),
-    [({}, "GOMP_SPINCOUNT = '300'"), ({"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY = 'ACTIVE'")],
+    ("command", "said", "known"),
+    [
+        ("generate 'a fox' --steps 0", {}, "GOMP_SPINCOUNT = '300000'"),
+        ("generate 'a fox' --steps 0", {"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT = '7'"),
+        ("ask 'a fox' --model nothing", {}, "GOMP_SPINCOUNT = '300'"),
+        ("ask 'a fox' --model nothing", {"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY = 'ACTIVE'"),
+    ],
 )
-def test_those_of_torch_too_in_the_command_line(said, known):
-    done = run(said, "-m", "studiolo.cli.main", "generate", "a fox", "--steps", "0")
+def test_those_of_torch_too_where_the_command_line_speaks(command, said, known):
+    code = "import atexit; atexit.register(__import__, 'torch'); from studiolo.cli.main import main; main()"
+    done = run(said, "-c", code, *shlex.split(command))
     assert "Error: " in done.stderr
     assert known in done.stderr
 

@@ -33,7 +33,7 @@ def main(listener: socket.socket, python: str) -> None:
     own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     rest = [path for path in sys.path[1:] if path not in own]
     sys.executable = python
-    os.environ.setdefault("GOMP_SPINCOUNT", "300")  # as `studiolo` says before torch is loaded
+    os.environ.setdefault("GOMP_SPINCOUNT", "300")  # tests share the cores
     for name in LONG:
         importlib.import_module(name)
     gc.freeze()  # what lies ready is not gone through again, by each at its end

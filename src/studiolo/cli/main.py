@@ -44,6 +44,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
+_SPEAKING = {"ask", "chat", "extract", "serve"}
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -53,6 +55,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -60,7 +63,8 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand in _SPEAKING:
+        os.environ.update(waiting(os.environ))  # before torch and llama.cpp are loaded
 
 
 for _command in (
@@ -86,7 +90,6 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Runs the command line. Bad input ends with exit code 2 and one clear message, Ctrl-C with 130."""
-    os.environ.update(waiting(os.environ))  # before torch and llama.cpp are loaded
     try:
         app()
     except StudioloError as error:

@@ -16,6 +16,7 @@ from studiolo.diffusion.sampling import SamplerSettings, generate
 from studiolo.dreambooth.batches import Batch, HalfBatch
 from studiolo.dreambooth.material import Material
 from studiolo.dreambooth.memory import Memory, available_memory, estimate_memory
+from studiolo.dreambooth.parts import left_alone
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.predictions import PredictionSet
 from studiolo.dreambooth.prior import ClassImageSet
@@ -83,7 +84,7 @@ def _measured(teaching: Teaching, asked: Recipe) -> Estimate:
     components = teaching.components.to(teaching.trainer.strategy.root_device)
     material = Material(recipe, components, teaching.taught)
     seconds: dict[str, float] = {}
-    missing, a_picture = _prior(teaching, components, material)
+    missing, a_picture, artist = _prior(teaching, components, material)
     seconds |= missing
     # Drawing before training: the networks are put into training mode for good.
     per_step = a_picture or _drawing(components, material)
@@ -91,7 +92,7 @@ def _measured(teaching: Teaching, asked: Recipe) -> Estimate:
         if pictures:
             seconds[name] = pictures * steps * per_step
     module = _begun(teaching, components, material)
-    memory = estimate_memory(module, components, recipe, makes_class_images="class_images" in seconds)
+    memory = estimate_memory(module, components, recipe, artist if "class_images" in seconds else None)
     available = available_memory(components.device)
     if memory.total <= available and recipe.strategy != "fsdp":
         seconds["steps"] = recipe.steps * _step(module, components, material)
@@ -107,23 +108,29 @@ def _begun(teaching: Teaching, components: Components, material: Material) -> Pe
     return module
 
 
-def _prior(teaching: Teaching, components: Components, material: Material) -> tuple[dict[str, float], float]:
-    """Seconds for what of the prior is missing, if anything is, and for a denoising step of a class image.
+def _prior(
+    teaching: Teaching, components: Components, material: Material
+) -> tuple[dict[str, float], float, Components | None]:
+    """Seconds for what of the prior is missing, if anything is, and for a denoising step of a class image;
+    what draws them.
 
     The first missing batch is made, and is one less for the run.
     """
     recipe = teaching.recipe
     if not recipe.prior_weight:
-        return {}, 0.0
+        return {}, 0.0, None
     is_drawn, drawn = recipe.prior == "images", recipe.class_images
     made: ClassImageSet | PredictionSet = (
         teaching.class_images(material) if is_drawn else teaching.class_predictions(material)
     )
     if not (missing := made.missing()):
-        return {}, 0.0
-    took = _timed(lambda: made.make_batch(components, missing[0]), components.device)
+        return {}, 0.0, None
+    artist = None
+    if isinstance(made, ClassImageSet):
+        artist = made.artist(components, left_alone(components, recipe))
+    took = _timed(lambda: made.make_batch(artist or components, missing[0]), components.device)
     left = {f"class_{recipe.prior}": (len(missing) - 1) * took} if len(missing) > 1 else {}
-    return left, took / (drawn.batch_size * drawn.steps) if is_drawn else 0.0
+    return left, took / (drawn.batch_size * drawn.steps) if is_drawn else 0.0, artist
 
 
 def _drawing(components: Components, material: Material) -> float:

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_map_only
 
 from studiolo.diffusion.components import Components
 from studiolo.dreambooth.memory_shared import Shared, shared_by
-from studiolo.dreambooth.parts import left_alone
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.training.halves import HALVES
@@ -74,22 +73,25 @@ def told(memory: Memory, available: float) -> str:
 
 
 def estimate_memory(
-    module: Personalization, components: Components, recipe: Recipe, *, makes_class_images: bool
+    module: Personalization, components: Components, recipe: Recipe, artist: Components | None = None
 ) -> Memory:
-    """What training `module`, whose networks are those of `components`, and lie whole, will need."""
+    """What training `module`, whose networks are those of `components`, and lie whole, will need.
+
+    `artist` is what draws class images meanwhile, where there are some to draw.
+    """
     named, shared = list(module.named_parameters()), shared_by(module, recipe)
     trained = shared.kept(named, trained=True) / 4  # weights are trained in float32
     held = held_memory(components.device)
     left = sum(p.numel() * p.element_size() for _, p in named) - shared.kept(named)
-    meanwhile = 0.0
-    if makes_class_images:
-        meanwhile = _copied_bytes(components, recipe) + _drawing_bytes(components, recipe)
+    own, drawing = 0.0, 0.0
+    if artist is not None:
+        own, drawing = _own_bytes(artist, components), _drawing_bytes(artist, recipe)
     return Memory(
-        held=held - left / _MIB,
+        held=held - (left + own) / _MIB,
         optimizer=trained * _STATE_BYTES[recipe.optimizer] / _MIB,
         average=(4 * trained if recipe.ema_decay else 0) / _MIB,
         step=_step_bytes(module, components, recipe, shared) / _MIB,
-        class_images=meanwhile / _MIB,
+        class_images=(own + drawing) / _MIB,
         whole=held if shared.names else 0.0,
     )
 
@@ -109,14 +111,10 @@ def available_memory(device: torch.device) -> float:
     return psutil.virtual_memory().available / _MIB + held_memory(device)
 
 
-def _copied_bytes(components: Components, recipe: Recipe) -> float:
-    """Of the weights that class images are made with while the model is trained, what training has not."""
-    alone = left_alone(components, recipe)
-    halved = sum(4 * p.numel() for p in alone if p.dtype in HALVES.values())  # they are as they were, there
-    shared = {id(p) for p in alone}
-    networks = components.modules.values()
-    own = (p for network in networks for p in network.parameters() if id(p) not in shared)
-    return float(halved + sum(p.numel() * p.element_size() for p in own))
+def _own_bytes(artist: Components, components: Components) -> float:
+    """Of the weights of `artist`, what `components` has not."""
+    own, others = ({p for m in c.modules.values() for p in m.parameters()} for c in (artist, components))
+    return float(sum(p.numel() * p.element_size() for p in own - others))
 
 
 class _MicroBatch(torch.nn.Module):
@@ -175,6 +173,8 @@ def _step_bytes(module: Personalization, components: Components, recipe: Recipe,
 
 def _drawing_bytes(components: Components, recipe: Recipe) -> float:
     """Most bytes that a batch of class images makes at one moment, beside the model."""
+    # Networks of its own: another thread draws with these, and must not meet what has no contents.
+    components = components.copy(sharing=[p for m in components.modules.values() for p in m.parameters()])
     count = recipe.class_images.batch_size
     guided = count * (2 if recipe.class_images.guidance_scale > 1 else 1)
     latents = torch.zeros(count, *_latent_shape(components, recipe), device=components.device)

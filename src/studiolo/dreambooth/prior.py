@@ -24,6 +24,7 @@ from studiolo.dreambooth.examples import Draw, ExampleSet, LatentEncoder, visits
 from studiolo.dreambooth.recipe_prior import ClassImages
 from studiolo.errors import StudioloError
 from studiolo.store.files import atomic_path, sha256_json
+from studiolo.training.halves import HALVES, halve
 
 _POLL = 0.2  # seconds between looks at the folder, for pictures that another process makes
 
@@ -53,7 +54,9 @@ class ClassImageSet:
     @cached_property
     def identity(self) -> dict[str, object]:
         """Everything a picture depends on. `count` is left out: more pictures extend a set."""
-        made = self.settings.model_dump(exclude={"count"})
+        # Without a precision they are what they were before there was one.
+        plain = {"precision"} if self.settings.precision == "32-true" else set()
+        made = self.settings.model_dump(exclude={"count"} | plain)
         return {"base": self.fingerprint, "size": self.size, "prompts": list(self.prompts), **made}
 
     @cached_property
@@ -85,10 +88,18 @@ class ClassImageSet:
         """How many of the `count` pictures are there."""
         return sum(self.path(i).exists() for i in range(self.count))
 
+    def artist(self, base: Components, sharing: Iterable[torch.nn.Parameter]) -> Components:
+        """What draws them: a copy of the base that computes in their precision and has `sharing` in common
+        with it, but for what is held in half precision."""
+        copy = base.copy(sharing)
+        if half := HALVES.get(self.settings.precision):
+            halve(copy.denoiser, half, frozen=False)
+        return copy
+
     def make_batch(
         self, components: Components, batch: int, on_step: Callable[..., None] | None = None
     ) -> None:
-        """Draws one batch and writes its pictures, each whole or not at all."""
+        """Draws one batch with an `artist` and writes its pictures, each whole or not at all."""
         chosen = self.settings
         members = self.members(batch)
         settings = SamplerSettings(
@@ -125,8 +136,8 @@ class ClassImageMaker:
     stops the thread within one denoising step.
 
     Args:
-        components: the base as it is before training; copied when there is something to make.
-        sharing: parameters that the training will not write to: the copy is without them.
+        components: the base as it is before training.
+        sharing: parameters of it that the training will not write to.
         on_picture: called with the number of pictures that are there, whenever it has grown.
     """
 
@@ -143,7 +154,8 @@ class ClassImageMaker:
         self.images = images
         # By number, not by place among the missing: processes may look at different times.
         self._todo = [batch for batch in images.missing() if batch % world == rank]
-        self._components = components.copy(sharing) if self._todo else None
+        self.artist = images.artist(components, sharing) if self._todo else None
+        """With what it draws; None as soon as it has nothing to do."""
         self._on_picture = on_picture or (lambda count: None)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -185,8 +197,8 @@ class ClassImageMaker:
     def _run(self) -> None:
         try:
             for batch in self._todo:
-                assert self._components is not None
-                self.images.make_batch(self._components, batch, on_step=self._check_stop)
+                assert self.artist is not None
+                self.images.make_batch(self.artist, batch, on_step=self._check_stop)
                 with self._changed:
                     self._changed.notify_all()
                 self._on_picture(self.images.ready())
@@ -197,7 +209,7 @@ class ClassImageMaker:
                 self._error = error
                 self._changed.notify_all()
         finally:
-            self._components = None
+            self.artist = None
 
     def _check_stop(self, *progress: object) -> None:
         if self._stop:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from studiolo.diffusion.words import words_of
-from studiolo.dreambooth.recipe_group import Group, Many, Sampler
+from studiolo.dreambooth.recipe_group import Group, Many, Precision, Sampler
 from studiolo.dreambooth.recipe_noise import NoiseLevels
 from studiolo.dreambooth.recipe_parts import AdapterChoice, check_parts
 from studiolo.dreambooth.recipe_prior import ClassImages, ClassPredictions
@@ -211,7 +211,7 @@ class Recipe(Group):
     )
     flip: bool = Field(True, description="See each image mirrored half of the time.")
 
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+    precision: Precision = Field(
         "auto",
         description="Float type of the arithmetic; what is trained stays in float32. auto: bf16-mixed where "
         "the machine computes in it, else 32-true. 16-mixed needs a GPU.",

@@ -14,6 +14,9 @@ Sampler = Literal[
 ]  # fmt: skip
 """Those of diffusion/sampler_settings.py; the model decides which it can be drawn with."""
 
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+"""By Lightning's names."""
+
 
 class Group(BaseModel):
     """Frozen, strict about keys: settings that belong together."""

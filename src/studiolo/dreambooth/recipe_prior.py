@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from studiolo.dreambooth.recipe_group import Group, Sampler
+from studiolo.dreambooth.recipe_group import Group, Precision, Sampler
 
 
 class ClassImages(Group):
@@ -18,6 +18,10 @@ class ClassImages(Group):
     steps: int = Field(20, ge=1, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(4.0, ge=0, le=50, description="Classifier-free guidance; <= 1 is off.")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM's stochasticity: 0 none, 1 as DDPM.")
+    precision: Precision = Field(
+        "auto",
+        description="Float type of the products that they are drawn with. auto: that of the steps.",
+    )
 
 
 class ClassPredictions(Group):

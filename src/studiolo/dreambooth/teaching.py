@@ -65,7 +65,7 @@ class Teaching:
     _average: MovingAverage | None = field(init=False, default=None)
     _keeper: ScoreKeeper | None = field(init=False, default=None)
     _forecast: Forecast = field(init=False)
-    _makes_class_images: bool = field(init=False, default=False)
+    _maker: ClassImageMaker | None = field(init=False, default=None)
     _trackers: list[Tracker] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -159,9 +159,8 @@ class Teaching:
         if self.module.parts.total < _LARGE or self.recipe.strategy not in ("auto", "ddp"):
             return
         device = self.components.device
-        memory = estimate_memory(
-            self.module, self.components, self.recipe, makes_class_images=self._makes_class_images
-        )
+        artist = self._maker.artist if self._maker else None
+        memory = estimate_memory(self.module, self.components, self.recipe, artist)
         available = available_memory(device)
         self._forecast.expected_memory = memory.total
         self.display.note(told(memory, available))
@@ -257,8 +256,7 @@ class Teaching:
     def _start_class_images(self, material: Material, stack: ExitStack) -> ClassImageMaker:
         images, title = self.class_images(material), "class images"
         self.display.begin(title, images.count)
-        self._makes_class_images = bool(images.missing())
-        maker = ClassImageMaker(
+        maker = self._maker = ClassImageMaker(
             images,
             self.components,
             rank=self.trainer.global_rank,

@@ -221,6 +221,7 @@ def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
     _check_samplers(recipe, components)
     rate, text_rate = rates(recipe, components)
     networks = recipe.train_unet or recipe.train_text_encoder
+    precision, drawn = suitable_precision(recipe), recipe.class_images.precision
     return {
         # Pictures of the class do not say the word: they teach its vectors nothing.
         "prior_weight": recipe.prior_weight if networks else 0.0,
@@ -228,7 +229,8 @@ def _of_the_base(recipe: Recipe, components: Components) -> dict[str, Any]:
         "clip_skip": components.family.clip_skip if recipe.clip_skip is None else recipe.clip_skip,
         "learning_rate": rate,
         "text_learning_rate": text_rate,
-        "precision": suitable_precision(recipe),
+        "precision": precision,
+        "class_images": {"precision": precision if drawn == "auto" else drawn},
         "noise_levels": {"density": density},
         "scores": {"embedder": recipe.scores.embedder or _judge_of(recipe, components)},
     }

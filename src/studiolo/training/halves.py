@@ -17,15 +17,15 @@ HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """The float type of the products of a mixed precision, by Lightning's name for it."""
 
 
-def halve(network: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps the frozen linear and convolutional layers of `network` in `dtype`, in place.
+def halve(network: nn.Module, dtype: torch.dtype, *, frozen: bool = True) -> None:
+    """Keeps the linear and convolutional layers of `network` in `dtype`, in place: the frozen ones, or all.
 
     Under autocast to `dtype` the network computes what it did. Elsewhere these layers compute in `dtype`
     what comes to them in float32, and give float32 back. Parameters are replaced, not changed: who shares
     them keeps the float32 ones.
     """
     for layer in network.modules():
-        if type(layer) in _HALVED and not any(p.requires_grad for p in layer.parameters()):
+        if type(layer) in _HALVED and not (frozen and any(p.requires_grad for p in layer.parameters())):
             layer.__class__ = _HALVED[type(layer)]
             _put(layer, {name: p.to(dtype) for name, p in layer.named_parameters(recurse=False)})
 
@@ -70,6 +70,7 @@ _HALVED: dict[type, Any] = {nn.Linear: _HalfLinear, nn.Conv2d: _HalfConv2d}
 def _in_half(
     layer: Any, compute: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor
 ) -> torch.Tensor:
-    if torch.is_autocast_enabled(value.device.type):  # which sees to it itself
+    kind = value.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # it sees to it itself
         return compute(value)
     return compute(value.to(layer.weight.dtype)).to(value.dtype)
