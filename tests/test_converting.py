@@ -150,6 +150,13 @@ def test_a_word_that_was_taught_in_a_file_of_its_own(rex, base, tmp_path):
         pipe.load_textual_inversion(file)
         ids = pipe.tokenizer("wug wug_1", add_special_tokens=False).input_ids
         assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], read_words(rex)[0]["wug"])
+    two = tmp_path / "two"
+    two.mkdir()
+    save_adapter(Adapter({}, {0: {"wug": torch.ones(2, 32), "dax": torch.zeros(1, 32)}}), two)
+    (two / "studiolo.json").write_bytes((rex / "studiolo.json").read_bytes())
+    files = studiolo.convert(two, tmp_path / "two.safetensors", format="embedding")
+    assert {file.name for file in files} == {"two_wug.safetensors", "two_dax.safetensors"}
+    assert not (tmp_path / "two.safetensors").exists()
     with pytest.raises(StudioloError, match="cannot be written in the format kohya") as told:
         studiolo.convert(alone, tmp_path / "k.safetensors", format="kohya")
     assert told.value.remedy.startswith("Formats for it: embedding, diffusers, single-file")

@@ -10,9 +10,11 @@ import torch
 
 from lessons import lesson, same_weights, teach
 from studiolo.diffusion.adapters import AdapterSettings, inject
-from studiolo.dreambooth import personalize
+from studiolo.dreambooth import exporting, personalize
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.errors import StudioloError
 from studiolo.training.halves import halve, is_halved, make_whole
+from tiny import tiny_components
 from tiny_families import TINY
 
 BF16 = {"precision": "bf16-mixed"}
@@ -120,6 +122,14 @@ def test_trainings_and_their_models_are_those_of_float32(given, tmp_path, monkey
     teach(given, tmp_path / "whole", **settings)
     assert len(halvings) == 2, "U-Net and text encoder, of the first run alone"
     assert same_weights(tmp_path / "halved" / "model", tmp_path / "whole" / "model")
+
+
+def test_a_base_that_has_changed_meanwhile_is_told(given, tmp_path, monkeypatch):
+    """What was halved would be made whole with another model's weights."""
+    monkeypatch.setattr(exporting, "open_components", lambda *_: tiny_components(seed=9))
+    with pytest.raises(StudioloError, match="not the one that the run began with"):
+        teach(given, tmp_path / "run", **BF16, **LORA, steps=2, export="merged")
+    assert not (tmp_path / "run" / "model").exists()
 
 
 @pytest.fixture(scope="module")

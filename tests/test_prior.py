@@ -61,8 +61,7 @@ def test_in_half_precision_they_look_alike_and_lie_elsewhere(components, tmp_pat
     whole, half = (
         image_set(tmp_path, count=4, class_images={"precision": p}) for p in ("32-true", "bf16-mixed")
     )
-    everything = [p for module in components.modules.values() for p in module.parameters()]
-    artists = [images.artist(components, everything) for images in (whole, half)]
+    artists = [images.artist(components, components.parameters) for images in (whole, half)]
     for images, artist in zip((whole, half), artists, strict=True):
         images.make_batch(artist, 0)
     assert components.fingerprint() == artists[0].fingerprint() == before

@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from lessons import lesson, losses, rows, same_weights, teach, weights
+from lessons import QUICK, lesson, losses, rows, same_weights, teach, weights
 from studiolo.drawing.model import ImageModel
 from studiolo.dreambooth import callbacks, prior
 from studiolo.dreambooth.personalize import Personalization
@@ -32,6 +32,7 @@ from studiolo.evaluation import exam
 from studiolo.evaluation.training import training_scorer
 from studiolo.formats.diffusers_folder import load_components
 from studiolo.models.registry import resolve
+from studiolo.store import paths
 from tiny import tiny_components
 
 
@@ -376,6 +377,27 @@ def test_a_run_from_before_a_setting_was_there_goes_on(broken_off):
     del record["recipe"]["class_images"]["negative_prompt"]
     file.write_text(json.dumps(record))
     assert resume(broken_off, display=Display.silent()).ref.card["step"] == 6
+
+
+def test_a_run_from_before_class_images_had_a_precision_goes_on_with_its_own(given, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Interrupted):
+            teach(
+                given,
+                run,
+                precision="bf16-mixed",
+                class_images=QUICK["class_images"] | {"precision": "32-true"},
+            )
+    recipe, record = run / "recipe.yaml", json.loads((run / "run.json").read_text())
+    told = yaml.safe_load(recipe.read_text())
+    del told["class_images"]["precision"], record["recipe"]["class_images"]["precision"]
+    recipe.write_text(yaml.safe_dump(told))
+    (run / "run.json").write_text(json.dumps(record))
+    folders = set(paths.cache_dir("class-images").iterdir())
+    assert resume(run, display=Display.silent()).ref.card["recipe"]["class_images"]["precision"] == "32-true"
+    assert set(paths.cache_dir("class-images").iterdir()) == folders
 
 
 def test_resume_refuses_other_images(broken_off, given, tmp_path):

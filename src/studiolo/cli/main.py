@@ -44,7 +44,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-_SPEAKING = {"ask", "chat", "extract", "serve"}
+_SPEAKING = {"ask", "chat", "contexts", "extract", "serve"}
 
 
 def _print_version(wanted: bool) -> None:

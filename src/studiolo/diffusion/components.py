@@ -131,6 +131,11 @@ class Components:
         encoders = dict(zip(numbered("text_encoder"), self.text_encoders, strict=False))
         return encoders | {"vae": self.vae, self.family.denoiser: self.denoiser}
 
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Of all networks, each once."""
+        return list(dict.fromkeys(p for module in self.modules.values() for p in module.parameters()))
+
     def predict(self, noisy: torch.Tensor, times: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The denoiser's prediction [B, C, h, w]; see `Family.predict`."""
         return self.family.predict(self.denoiser, noisy, times, conditioning)

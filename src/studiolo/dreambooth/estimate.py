@@ -92,7 +92,7 @@ def _measured(teaching: Teaching, asked: Recipe) -> Estimate:
         if pictures:
             seconds[name] = pictures * steps * per_step
     module = _begun(teaching, components, material)
-    memory = estimate_memory(module, components, recipe, artist if "class_images" in seconds else None)
+    memory = estimate_memory(module, components, recipe, artist)
     available = available_memory(components.device)
     if memory.total <= available and recipe.strategy != "fsdp":
         seconds["steps"] = recipe.steps * _step(module, components, material)
@@ -130,7 +130,7 @@ def _prior(
         artist = made.artist(components, left_alone(components, recipe))
     took = _timed(lambda: made.make_batch(artist or components, missing[0]), components.device)
     left = {f"class_{recipe.prior}": (len(missing) - 1) * took} if len(missing) > 1 else {}
-    return left, took / (drawn.batch_size * drawn.steps) if is_drawn else 0.0, artist
+    return left, took / (drawn.batch_size * drawn.steps) if is_drawn else 0.0, artist if left else None
 
 
 def _drawing(components: Components, material: Material) -> float:

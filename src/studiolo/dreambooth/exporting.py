@@ -14,6 +14,7 @@ from studiolo.diffusion.components import Components
 from studiolo.dreambooth.material import Taught
 from studiolo.dreambooth.parts import Parts
 from studiolo.dreambooth.recipe import Recipe
+from studiolo.errors import StudioloError
 from studiolo.formats.adapter_folder import Adapter, embedded_words, save_adapter
 from studiolo.formats.diffusers_folder import save_components
 from studiolo.formats.opening import open_components
@@ -51,7 +52,7 @@ def export_model(
             adapter = Adapter(adapter_state(components), embedded_words(components, words))
             save_adapter(adapter, temporary, dtype)
         else:
-            save_components(_whole(components, recipe, base), temporary, dtype=dtype)
+            save_components(_whole(components, recipe, base, card), temporary, dtype=dtype)
             read_as = dtype  # the values are the same, and take half the room
         ref = ModelRef(str(card["name"]), temporary, "subject", card)
         card = card | {"fingerprint": open_components(ref, read_as).fingerprint()}
@@ -69,16 +70,22 @@ def _is_new(components: Components, recipe: Recipe, one: Taught) -> bool:
     return recipe.train_token_embedding or any(word in added for word in one.identifier.split())
 
 
-def _whole(components: Components, recipe: Recipe, base: ModelRef) -> Components:
+def _whole(components: Components, recipe: Recipe, base: ModelRef, card: dict[str, Any]) -> Components:
     """The model with its adapters, if there are any, in its weights; `components` keeps them apart.
 
     What was halved for the training is the base's again, in `components`, too.
     """
     components.denoiser.to(memory_format=torch.contiguous_format)
     if any(map(is_halved, components.modules.values())):
-        original = open_components(base).modules
+        original = open_components(base)
+        if original.fingerprint() != card["base"]["fingerprint"]:
+            raise StudioloError(
+                "the base model is not the one that the run began with",
+                where=base.path,
+                remedy="Put it back, and end the run: studiolo train --resume RUN.",
+            )
         for name, network in components.modules.items():
-            make_whole(network, original[name])
+            make_whole(network, original.modules[name])
     if not recipe.adapter.kind:
         return components
     whole = components.copy()

@@ -21,10 +21,12 @@ def make_trainer(recipe: Recipe, folder: Path, callbacks: list[pl.Callback]) -> 
 
     Raises StudioloError for an accelerator, precision or number of devices that this machine does not have.
     """
-    if recipe.precision == "16-mixed" and not torch.cuda.is_available():
-        raise StudioloError(
-            "16-mixed arithmetic needs a GPU", where="precision", remedy="Use bf16-mixed or 32-true."
-        )
+    precisions = {"precision": recipe.precision, "class_images.precision": recipe.class_images.precision}
+    for where, precision in precisions.items():
+        if precision == "16-mixed" and not torch.cuda.is_available():
+            raise StudioloError(
+                "16-mixed arithmetic needs a GPU", where=where, remedy="Use bf16-mixed or 32-true."
+            )
     try:
         with quiet():
             return plain_trainer(

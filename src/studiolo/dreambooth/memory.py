@@ -77,7 +77,8 @@ def estimate_memory(
 ) -> Memory:
     """What training `module`, whose networks are those of `components`, and lie whole, will need.
 
-    `artist` is what draws class images meanwhile, where there are some to draw.
+    `artist` is what draws class images meanwhile, where there are some to draw, or its twin: it cannot draw
+    while this looks.
     """
     named, shared = list(module.named_parameters()), shared_by(module, recipe)
     trained = shared.kept(named, trained=True) / 4  # weights are trained in float32
@@ -113,8 +114,8 @@ def available_memory(device: torch.device) -> float:
 
 def _own_bytes(artist: Components, components: Components) -> float:
     """Of the weights of `artist`, what `components` has not."""
-    own, others = ({p for m in c.modules.values() for p in m.parameters()} for c in (artist, components))
-    return float(sum(p.numel() * p.element_size() for p in own - others))
+    own = set(artist.parameters) - set(components.parameters)
+    return float(sum(p.numel() * p.element_size() for p in own))
 
 
 class _MicroBatch(torch.nn.Module):
@@ -173,8 +174,6 @@ def _step_bytes(module: Personalization, components: Components, recipe: Recipe,
 
 def _drawing_bytes(components: Components, recipe: Recipe) -> float:
     """Most bytes that a batch of class images makes at one moment, beside the model."""
-    # Networks of its own: another thread draws with these, and must not meet what has no contents.
-    components = components.copy(sharing=[p for m in components.modules.values() for p in m.parameters()])
     count = recipe.class_images.batch_size
     guided = count * (2 if recipe.class_images.guidance_scale > 1 else 1)
     latents = torch.zeros(count, *_latent_shape(components, recipe), device=components.device)

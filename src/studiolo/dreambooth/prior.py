@@ -154,8 +154,9 @@ class ClassImageMaker:
         self.images = images
         # By number, not by place among the missing: processes may look at different times.
         self._todo = [batch for batch in images.missing() if batch % world == rank]
-        self.artist = images.artist(components, sharing) if self._todo else None
-        """With what it draws; None as soon as it has nothing to do."""
+        self._components = images.artist(components, sharing) if self._todo else None
+        self.artist = self._components and self._components.copy(sharing=self._components.parameters)
+        """A twin, with the same parameters, of what draws; None as soon as there is nothing to draw."""
         self._on_picture = on_picture or (lambda count: None)
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -197,8 +198,8 @@ class ClassImageMaker:
     def _run(self) -> None:
         try:
             for batch in self._todo:
-                assert self.artist is not None
-                self.images.make_batch(self.artist, batch, on_step=self._check_stop)
+                assert self._components is not None
+                self.images.make_batch(self._components, batch, on_step=self._check_stop)
                 with self._changed:
                     self._changed.notify_all()
                 self._on_picture(self.images.ready())
@@ -209,7 +210,7 @@ class ClassImageMaker:
                 self._error = error
                 self._changed.notify_all()
         finally:
-            self.artist = None
+            self._components = self.artist = None
 
     def _check_stop(self, *progress: object) -> None:
         if self._stop:

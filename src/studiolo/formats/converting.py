@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ import torch
 from studiolo.diffusion.components import Components
 from studiolo.errors import ConflictError, StudioloError
 from studiolo.formats import compvis
+from studiolo.formats.adapter_folder import Adapter
 from studiolo.formats.diffusers_folder import save_components
 from studiolo.formats.embeddings import single_words, write_embedding
 from studiolo.formats.inferring import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIP_XL
@@ -55,7 +57,7 @@ def convert(
         on_progress: called with a file's name, the bytes written and its length.
 
     An adapter in a folder that has learned words, too, gets their embeddings in files beside the target,
-    NAME_WORD.safetensors.
+    NAME_WORD.safetensors, and so do several words in the format "embedding".
 
     Raises:
         StudioloError: the source cannot be read, or cannot be had in that format; its subclass
@@ -70,7 +72,7 @@ def convert(
     if wanted in ("peft", "kohya"):
         return _convert_adapter(found, target, wanted, kind, on_progress)
     if wanted == "embedding":
-        return [write_embedding(found.adapter(), target, kind)]
+        return _convert_words(found.adapter(), target, kind)
     if wanted == "single-file" and found.is_file:
         return [_rewrite(found, target, kind, prune, on_progress)]
     components = open_components(found.ref, kind or stored_dtype(found.ref))
@@ -170,16 +172,27 @@ def _convert_adapter(
     found: Source, target: Path, naming: Any, dtype: torch.dtype | None, on_progress: OnProgress | None
 ) -> list[Path]:
     adapter = found.adapter()
-    beside = {
+    beside = _beside(adapter, target)
+    written = [write_embedding(alone, file, dtype) for file, alone in beside.items()]
+    return [write_adapter(adapter.state, target, naming, dtype, found.ref.card, on_progress), *written]
+
+
+def _convert_words(adapter: Adapter, target: Path, dtype: torch.dtype | None) -> list[Path]:
+    """The one word of an adapter as `target`, several in a file each."""
+    words = single_words(adapter)
+    files = {target: adapter} if len(words) == 1 else _beside(adapter, target)
+    return [write_embedding(replace(one, state={}), file, dtype) for file, one in files.items()]
+
+
+def _beside(adapter: Adapter, target: Path) -> dict[Path, Adapter]:
+    """The files for the words of an adapter, NAME_WORD.safetensors, and each word alone."""
+    files = {
         target.with_name(f"{target.stem}_{''.join(c for c in word if c.isalnum())}{SAFETENSORS}"): alone
         for word, alone in single_words(adapter).items()
     }
-    for file in beside:
+    for file in files:
         refuse_existing(file)
-    written = [write_embedding(alone, file, dtype) for file, alone in beside.items()]
-    if adapter.state:
-        written.insert(0, write_adapter(adapter.state, target, naming, dtype, found.ref.card, on_progress))
-    return written
+    return files
 
 
 def _rewrite(

@@ -7,14 +7,19 @@ bit, and the weights take half the room.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """The float type of the products of a mixed precision, by Lightning's name for it."""
+
+_known: MutableMapping[torch.Tensor, weakref.ref[nn.Parameter]] = WeakTensorKeyDictionary()
+"""The halves of parameters."""
 
 
 def halve(network: nn.Module, dtype: torch.dtype, *, frozen: bool = True) -> None:
@@ -22,12 +27,13 @@ def halve(network: nn.Module, dtype: torch.dtype, *, frozen: bool = True) -> Non
 
     Under autocast to `dtype` the network computes what it did. Elsewhere these layers compute in `dtype`
     what comes to them in float32, and give float32 back. Parameters are replaced, not changed: who shares
-    them keeps the float32 ones.
+    them keeps the float32 ones; and who halves a parameter that two share, shares its half.
     """
     for layer in network.modules():
         if type(layer) in _HALVED and not (frozen and any(p.requires_grad for p in layer.parameters())):
             layer.__class__ = _HALVED[type(layer)]
-            _put(layer, {name: p.to(dtype) for name, p in layer.named_parameters(recurse=False)})
+            for name, parameter in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, _half(parameter, dtype))
 
 
 def make_whole(network: nn.Module, original: nn.Module) -> None:
@@ -41,7 +47,8 @@ def make_whole(network: nn.Module, original: nn.Module) -> None:
             layer.__class__ = wholes[type(layer)]
             known = original.get_submodule(name.removesuffix(".base_layer"))
             device = next(layer.parameters()).device
-            _put(layer, {key: p.to(device) for key, p in known.named_parameters(recurse=False)})
+            for key, parameter in known.named_parameters(recurse=False):
+                setattr(layer, key, nn.Parameter(parameter.detach().to(device), requires_grad=False))
 
 
 def is_halved(network: nn.Module) -> bool:
@@ -49,9 +56,12 @@ def is_halved(network: nn.Module) -> bool:
     return any(type(layer) in _HALVED.values() for layer in network.modules())
 
 
-def _put(layer: nn.Module, parameters: dict[str, torch.Tensor]) -> None:
-    for name, value in parameters.items():
-        setattr(layer, name, nn.Parameter(value.detach(), requires_grad=False))
+def _half(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    known = _known[parameter]() if parameter in _known else None
+    if known is None or known.dtype != dtype:
+        known = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+        _known[parameter] = weakref.ref(known)  # as long as anybody has it
+    return known
 
 
 class _HalfLinear(nn.Linear):
