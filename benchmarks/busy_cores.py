@@ -4,7 +4,7 @@
 
 Bare xllamacpp, all cores, one request of a few tokens, or with --draw a picture of `studiolo-base` in 5
 steps, with and without a program beside it that counts for ever: as libgomp has it by default (threads run on
-the spot for long), with GOMP_SPINCOUNT=300 (for a moment, which is what Studiolo sets:
+the spot for long), with GOMP_SPINCOUNT=300 (for a moment, which is what Studiolo sets where it speaks:
 studiolo.language.engines.native), with OMP_WAIT_POLICY=passive (they sleep at once), and with one thread. In
 turn, several times; the table has the medians and the best.
 """
@@ -19,7 +19,7 @@ from measuring import arguments, median, table, weights
 
 WAYS = {
     "by default": ({}, 0),
-    "300 turns, as Studiolo": ({"GOMP_SPINCOUNT": "300"}, 0),
+    "300 turns": ({"GOMP_SPINCOUNT": "300"}, 0),
     "sleeping": ({"OMP_WAIT_POLICY": "passive"}, 0),
     "one thread": ({}, 1),
 }

@@ -187,19 +187,19 @@ class Clock(StepCallback):
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
-    first, full = next(iter(found.items()))
+    first, against = next(iter(found.items()))
     lines = [
         f"| trained | numbers | peak, MiB | above the model | of {first} | step, s | of {first} "
         "| of the matrix rate |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, row in found.items():
-        above, whole = row["peak"] - row["held"], full["peak"] - full["held"]
+        above, whole = row["peak"] - row["held"], against["peak"] - against["held"]
         # What is compiled cannot be counted, but does what is not compiled does.
-        share = (row["operations"] or full["operations"]) / row["step"] / row["rate"]
+        share = (row["operations"] or against["operations"]) / row["step"] / row["rate"]
         lines.append(
             f"| {name} | {row['trained']:,.0f} | {row['peak']:,.0f} | {above:,.0f} | {above / whole:.0%} "
-            f"| {row['step']:.3f} | {row['step'] / full['step']:.2f} | {share:.0%} |"
+            f"| {row['step']:.3f} | {row['step'] / against['step']:.2f} | {share:.0%} |"
         )
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any
 
 import diffusers
@@ -161,8 +161,9 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The float type of latents: the widest among the denoiser's weights."""
-        return reduce(torch.promote_types, {p.dtype for p in self.denoiser.parameters()})
+        """The float type of latents: float32 where any of the denoiser's weights are."""
+        whole = any(p.dtype == torch.float32 for p in self.denoiser.parameters())
+        return torch.float32 if whole else self.denoiser.dtype
 
     @property
     def size_unit(self) -> int:

@@ -109,6 +109,8 @@ class Run:
                 remedy="Set it back; or train anew from this recipe: "
                 f"studiolo train --recipe {self.recipe} --out ANOTHER",
             )
+        if recipe.class_images.precision == "auto":  # but this one, which every run since has resolved
+            return recipe.with_values({"class_images": {"precision": "32-true"}})
         return recipe
 
     def check_same(self, record: dict[str, Any]) -> None:

@@ -104,8 +104,6 @@ def resume(
     """
     found = Run(Path(run).absolute())
     recipe = found.load_recipe()
-    if recipe.class_images.precision == "auto":  # it began before there was a choice
-        recipe = recipe.with_values({"class_images": {"precision": "32-true"}})
     check_name(recipe.name or "", replace=replace or found.has_name(recipe.name or ""))
     with display or Display() as shown:
         teaching = prepare(recipe, found, shown, scorer)

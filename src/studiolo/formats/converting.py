@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -181,7 +180,7 @@ def _convert_words(adapter: Adapter, target: Path, dtype: torch.dtype | None) ->
     """The one word of an adapter as `target`, several in a file each."""
     words = single_words(adapter)
     files = {target: adapter} if len(words) == 1 else _beside(adapter, target)
-    return [write_embedding(replace(one, state={}), file, dtype) for file, one in files.items()]
+    return [write_embedding(one, file, dtype) for file, one in files.items()]
 
 
 def _beside(adapter: Adapter, target: Path) -> dict[Path, Adapter]:

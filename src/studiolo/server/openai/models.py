@@ -49,7 +49,6 @@ async def delete_model(
     await studio.tunings.delete(tuning.id, caller.key_id)
     studio.engines.look_again()
     await studio.artist.forget(info.name)
-    studio.engines.models()  # so that it is known at once that it is gone
     return JSONResponse({"id": info.name, "object": "model", "deleted": True})
 
 
