@@ -19,6 +19,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from studiolo.diffusion.components import Components
 from studiolo.diffusion.noise import generators
 from studiolo.diffusion.samplers import SAMPLERS, SamplerSettings, make_scheduler
 from studiolo.diffusion.sampling import generate
@@ -28,6 +29,7 @@ from studiolo.drawing.model import ImageModel
 def main() -> None:
     options = parse()
     components = ImageModel.load(options.model, device=options.device).components
+    compiled = ImageModel.load(options.model, device=options.device, compiled=options.compile).components
     settings = SamplerSettings(options.sampler, options.steps, options.guidance)
     prompts, seeds = [options.prompt] * options.pictures, list(range(options.pictures))
     pipeline = StableDiffusionPipeline(
@@ -42,7 +44,7 @@ def main() -> None:
     )
     pipeline.set_progress_bar_config(disable=True)
 
-    def ours() -> np.ndarray:
+    def ours(components: Components = components) -> np.ndarray:
         return np.stack(generate(components, prompts, seeds, settings, batch_size=options.pictures))
 
     def call(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
@@ -60,8 +62,10 @@ def main() -> None:
         return np.stack([call([p], [s])[0] for p, s in zip(prompts, seeds, strict=True)])
 
     ways = {"studiolo": ours, "pipeline, one call": one_call, "pipeline, a call a prompt": one_by_one}
-    drawn = ours().astype(int)  # this round also warms them up
-    apart = max(np.abs(drawn - draw().astype(int)).max() for draw in (one_call, one_by_one))
+    if options.compile:
+        ways["studiolo --compile"] = lambda: ours(compiled)
+    drawn = {name: draw().astype(int) for name, draw in ways.items()}  # this round also warms them up
+    apart = max(np.abs(drawn["studiolo"] - pictures).max() for pictures in drawn.values())
     seconds = best_of(options.rounds, ways)
     what = f"{settings.steps} steps of {settings.sampler}, guidance {settings.guidance_scale}"
     print(f"{options.pictures} pictures, {what}")
@@ -94,6 +98,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default=None)
+    parser.add_argument("--compile", action="store_true", help="also with compiled blocks")
     return parser.parse_args()
 
 

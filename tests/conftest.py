@@ -29,6 +29,17 @@ def studiolo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     return home
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """All rows of a batch in one call, for tests that count calls."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """An executable like python that has imported already what takes long; see `warm`."""

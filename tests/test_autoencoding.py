@@ -50,6 +50,7 @@ def test_latents_are_drawn_as_the_library_draws_them(base, pixels):
         torch.testing.assert_close(row, theirs * base.vae.config.scaling_factor)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_few_pictures_at_a_time_are_the_same_pictures(base, pixels, monkeypatch):
     latents = encode_pixels(base, pixels, generators(range(5)))
     together = decode_latents(base, latents)

@@ -170,6 +170,7 @@ def test_rescaled_guidance_is_that_of_the_pipeline(components):
 
 
 @pytest.mark.parametrize(("first", "until"), [(0.0, 0.5), (0.4, 1.0), (0.3, 0.7)])
+@pytest.mark.usefixtures("one_thread")
 def test_the_interval_of_guidance_is_that_of_the_guider(one, monkeypatch, first, until):
     """A loop around diffusers' guider, which its modular pipelines call."""
     settings = SamplerSettings("ddim", 7, 6.0, guidance_from=first, guidance_until=until)
@@ -200,6 +201,7 @@ def test_every_sampler_is_compared():
 
 
 @pytest.mark.parametrize(("sampler", "calls"), [("ddim", 5), ("heun", 9), ("dpm2", 9), ("dpm++sde", 5)])
+@pytest.mark.usefixtures("one_thread")
 def test_calls_of_the_denoiser_are_counted(one, monkeypatch, sampler, calls):
     seen, rows = [], []
     forward = one.denoiser.forward
@@ -219,6 +221,7 @@ def test_pictures_are_those_of_the_pipeline(components):
     np.testing.assert_allclose(np.stack(images).astype(float), expected, atol=0.51)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_one_unet_call_a_step_on_the_doubled_batch(components, monkeypatch):
     rows = []
     forward = components.denoiser.forward

@@ -98,6 +98,9 @@ def generate(
     ] = 0,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the denoiser: a minute or more first, faster steps.")
+    ] = False,
 ) -> None:
     """Draw pictures from a prompt, or from a file of prompts.
 
@@ -133,7 +136,7 @@ def generate(
     if mask is None and not keep:
         raise StudioloError("nothing to keep", where="--no-keep", remedy="Say what to paint: --mask.")
     given = give(init, mask, strength, keep)
-    drawer = ImageModel.load(model, device, dtype, [parse_adapter(one) for one in adapter or []])
+    drawer = ImageModel.load(model, device, dtype, [parse_adapter(one) for one in adapter or []], compiled)
     requests = [request for line in lines for request in _requests(drawer, line.or_else(default))]
     for note in drawer.notes(requests):
         typer.echo(f"Note: {note}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.noise import draw_noise
+from studiolo.diffusion.threads import on_threads, sharing_threads
 
 AT_ONCE = 1 << 20
 """Pixels that go through the VAE in one call: one picture of 1024 x 1024, or four of 512 x 512."""
@@ -24,14 +26,13 @@ def decode_latents(components: Components, latents: torch.Tensor) -> np.ndarray:
 
     At most AT_ONCE pixels at a time; a larger picture in overlapping tiles, which do not see each other.
     """
-    vae = components.vae
     pixels = latents.shape[-2] * latents.shape[-1] * components.vae_factor**2
+    at_once = max(1, AT_ONCE // pixels)
+    threads = sharing_threads(components.vae.device, min(len(latents), at_once))
+    parts = latents.split(min(-(-len(latents) // threads), at_once // threads))
     with _tiles(components, pixels):
-        parts = [
-            _bytes(vae.decode(components.unscaled(part.to(vae.device, vae.dtype))).sample)
-            for part in latents.split(max(1, AT_ONCE // pixels))
-        ]
-    return np.concatenate(parts)
+        decoded = on_threads([partial(_decode, components, part) for part in parts], threads)
+    return np.concatenate(decoded)
 
 
 @torch.no_grad()
@@ -48,7 +49,9 @@ def encode_pixels(
     return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
 
-def _bytes(images: torch.Tensor) -> np.ndarray:
+def _decode(components: Components, latents: torch.Tensor) -> np.ndarray:
+    vae = components.vae
+    images = vae.decode(components.unscaled(latents.to(vae.device, vae.dtype))).sample
     pixels = ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -10,6 +10,7 @@ import torch
 
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import Conditioning
+from studiolo.diffusion.predictor import Predictor
 from studiolo.diffusion.sampler_settings import SamplerSettings
 
 
@@ -17,30 +18,46 @@ from studiolo.diffusion.sampler_settings import SamplerSettings
 class Guidance:
     """What the pictures of a batch are to be, and what not; `negative` is None where nothing is guided."""
 
+    components: Components
     positive: Conditioning
     negative: Conditioning | None
     settings: SamplerSettings
 
     @cached_property
-    def _both(self) -> Conditioning | None:
-        return None if self.negative is None else Conditioning.joined([self.negative, self.positive])
+    def _alone(self) -> Predictor:
+        return Predictor(self.components, self.positive)
 
-    def predict(
-        self, components: Components, noisy: torch.Tensor, t: torch.Tensor, number: int, total: int
-    ) -> torch.Tensor:
+    @cached_property
+    def _both(self) -> Predictor | None:
+        if self.negative is None:
+            return None
+        return Predictor(self.components, Conditioning.joined([self.negative, self.positive]))
+
+    @cached_property
+    def _told(self) -> dict[float, Predictor]:
+        """By the scale that the denoiser is told: within the part that is guided, and without."""
+        width = self.components.guidance_width
+        scales = {1.0, self.settings.guidance_scale}
+        told = {w: scale_embedding(w, width).to(self.positive.tokens) for w in scales}
+        rows = len(self.positive)
+        return {
+            w: Predictor(self.components, replace(self.positive, guidance=vector.expand(rows, -1)))
+            for w, vector in told.items()
+        }
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, number: int, total: int) -> torch.Tensor:
         """The prediction [B, C, h, w] at timestep t, which is call `number` (from 1) of `total`.
 
         Guided it is uncond + w (cond - uncond) (Ho & Salimans 2021; Saharia et al. 2022, eq. 2), from one
         call on the doubled batch; else the conditional one, from one call on the batch itself. A denoiser
         that guidance was distilled into is told w, and has neither a negative prompt nor rescaling.
         """
-        if width := components.guidance_width:
+        if self.components.guidance_width:
             scale = self.settings.guidance_scale if self.settings.within(number, total) else 1.0
-            told = scale_embedding(scale, width).to(noisy).expand(len(noisy), -1)
-            return components.predict(noisy, t, replace(self.positive, guidance=told))
+            return self._told[scale](noisy, t)
         if self._both is None or not self.settings.guided_at(number, total):
-            return components.predict(noisy, t, self.positive)
-        both = components.predict(torch.cat([noisy, noisy]), t, self._both)
+            return self._alone(noisy, t)
+        both = self._both(torch.cat([noisy, noisy]), t)
         unconditional, conditional = both.chunk(2)
         guided = unconditional + self.settings.guidance_scale * (conditional - unconditional)
         return _rescaled(guided, conditional, self.settings.guidance_rescale)

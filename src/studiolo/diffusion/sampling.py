@@ -18,6 +18,7 @@ from studiolo.diffusion.objective import clean_estimate
 from studiolo.diffusion.packing import fitting_batch
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.samplers import make_scheduler, step_options
+from studiolo.diffusion.text_keys import text_read_once
 from studiolo.errors import StudioloError
 
 
@@ -55,18 +56,19 @@ def sample_latents(
     """
     scheduler = make_scheduler(components.scheduler_config, settings)
     options = step_options(scheduler, settings, list(sources))
-    guidance = Guidance(positive, negative, settings)
+    guidance = Guidance(components, positive, negative, settings)
     beginning = begin(components, scheduler, shape, sources, start)
     latents, total = beginning.latents, len(beginning.timesteps)
-    for number, t in enumerate(beginning.timesteps, start=1):
-        noisy = latents if components.is_flow else scheduler.scale_model_input(latents, t)
-        prediction = guidance.predict(components, noisy, t, number, total)
-        latents = scheduler.step(prediction, t, latents, **options).prev_sample
-        latents = beginning.keep(latents, scheduler, number)
-        if on_step:
-            times = t.float().expand(len(noisy)).to(noisy.device)
-            clean = clean_estimate(components.schedule, noisy, prediction, times)
-            on_step(Step(range(len(noisy)), number, total, clean))
+    with text_read_once(components.denoiser):
+        for number, t in enumerate(beginning.timesteps, start=1):
+            noisy = latents if components.is_flow else scheduler.scale_model_input(latents, t)
+            prediction = guidance.predict(noisy, t, number, total)
+            latents = scheduler.step(prediction, t, latents, **options).prev_sample
+            latents = beginning.keep(latents, scheduler, number)
+            if on_step:
+                times = t.float().expand(len(noisy)).to(noisy.device)
+                clean = clean_estimate(components.schedule, noisy, prediction, times)
+                on_step(Step(range(len(noisy)), number, total, clean))
     return latents
 
 

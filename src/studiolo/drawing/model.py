@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from studiolo.diffusion.compiling import compile_blocks
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import lost_text
 from studiolo.diffusion.packing import fitting_batch
@@ -89,14 +90,16 @@ class ImageModel:
         device: str | None = None,
         dtype: str | torch.dtype | None = None,
         adapters: Sequence[str | Path | tuple[str | Path, float]] = (),
+        compiled: bool = False,
     ) -> ImageModel:
         """The model of that name (see `models.registry.resolve`), in float32 on a GPU where there is one.
 
         `adapters` are merged into it: names or files, each with a weight or without (1); among them files of
-        textual inversion, which add a word.
+        textual inversion, which add a word. `compiled` has torch.compile translate the denoiser's blocks at
+        the first picture of each size, which takes a minute or more; pictures differ by rounding.
 
         Raises:
-            StudioloError: no such model, device or dtype, or an adapter that does not fit.
+            StudioloError: no such model, device or dtype, an adapter that does not fit, or no C++ compiler.
         """
         ref = resolve(name_or_path)
         chosen_device, chosen_dtype = _device(device), _dtype(dtype)
@@ -105,7 +108,10 @@ class ImageModel:
         fingerprint = components.fingerprint()  # of the stored weights, whatever they are cast to
         pairs = [one if isinstance(one, tuple) else (one, 1.0) for one in adapters]
         mounted = mount_all(components, pairs)
-        return cls(ref, components.to(chosen_device, chosen_dtype), fingerprint, mounted)
+        components.to(chosen_device, chosen_dtype)
+        if compiled:
+            compile_blocks(components.denoiser)
+        return cls(ref, components, fingerprint, mounted)
 
     @property
     def identifiers(self) -> dict[str, str]:
@@ -293,9 +299,10 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     adapters: Sequence[str | Path | tuple[str | Path, float]] = (),
+    compiled: bool = False,
 ) -> ImageModel:
     """`ImageModel.load`."""
-    return ImageModel.load(name_or_path, device, dtype, adapters)
+    return ImageModel.load(name_or_path, device, dtype, adapters, compiled)
 
 
 def _device(name: str | None) -> torch.device:

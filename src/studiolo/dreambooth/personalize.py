@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 
+from studiolo.diffusion.compiling import compile_blocks
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import Conditioning, join_present, tokenize
 from studiolo.diffusion.objective import (
@@ -30,8 +31,6 @@ from studiolo.training.sharding import average_gradients, clip_gradients, shard,
 
 MakeBatches = Callable[[int, int, int], Batches]
 """(start, rank, world) -> the micro-batches of a process from number `start`."""
-
-_COMPILED = {"BasicTransformerBlock", "ResnetBlock2D", "JointTransformerBlock"}
 
 
 class Personalization(pl.LightningModule):
@@ -86,7 +85,7 @@ class Personalization(pl.LightningModule):
         if self.recipe.channels_last:
             denoiser.to(memory_format=torch.channels_last)
         if self.recipe.compile:
-            _compile_blocks(denoiser)
+            compile_blocks(denoiser)
 
     def configure_model(self) -> None:
         """Shares the networks that are trained out over the processes, where the recipe says fsdp."""
@@ -184,17 +183,6 @@ class Personalization(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-
-
-def _compile_blocks(denoiser: torch.nn.Module) -> None:
-    """Compiles the blocks that make up the denoiser, each kind once for each of its shapes.
-
-    Not the whole: that takes minutes more, and PyTorch 2.13 then gives wrong gradients of a U-Net on CPUs.
-    """
-    torch._dynamo.config.recompile_limit = 64  # shapes of one kind of block; the default is for one or two
-    for block in denoiser.modules():
-        if type(block).__name__ in _COMPILED:
-            block.compile()
 
 
 def _mixed(*numbers: int) -> int:

@@ -28,6 +28,8 @@ from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import Conditioning, encode_negatives, encode_prompts
 from studiolo.diffusion.noise import counter_integers, counter_noise
 from studiolo.diffusion.objective import add_noise, clean_estimate
+from studiolo.diffusion.predictor import Predictor
+from studiolo.diffusion.text_keys import text_read_once
 from studiolo.dreambooth.examples import Draw, visits
 from studiolo.dreambooth.recipe_prior import ClassPredictions
 from studiolo.store.files import atomic_path, sha256_json
@@ -193,26 +195,26 @@ def walk(
     schedule, device = components.schedule, components.device
     noisy = noise.to(device)
     found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for place, level in enumerate(levels):
-        on_step()
-        at = level.expand(len(noisy)).to(device)
-        said = _ask(components, noisy, at, positive)
-        found.append(_meaning(components, noisy, said, at))
-        step = found[-1]
-        if guidance_scale > 1:
-            without = _ask(components, noisy, at, negative)
-            step = _meaning(components, noisy, without + guidance_scale * (said - without), at)
-        if place + 1 < len(levels):
-            noisy = add_noise(schedule, *step, levels[place + 1].expand(len(noisy)).to(device))
+    with_text, without_text = Predictor(components, positive), Predictor(components, negative)
+    with text_read_once(components.denoiser):
+        for place, level in enumerate(levels):
+            on_step()
+            at = level.expand(len(noisy)).to(device)
+            said = _ask(components, noisy, at, with_text)
+            found.append(_meaning(components, noisy, said, at))
+            step = found[-1]
+            if guidance_scale > 1:
+                without = _ask(components, noisy, at, without_text)
+                step = _meaning(components, noisy, without + guidance_scale * (said - without), at)
+            if place + 1 < len(levels):
+                noisy = add_noise(schedule, *step, levels[place + 1].expand(len(noisy)).to(device))
     clean, eps = (torch.stack(part, dim=1).float().cpu() for part in zip(*found, strict=True))
     return clean.contiguous(), eps.contiguous()
 
 
-def _ask(
-    components: Components, noisy: torch.Tensor, at: torch.Tensor, conditioning: Conditioning
-) -> torch.Tensor:
+def _ask(components: Components, noisy: torch.Tensor, at: torch.Tensor, predictor: Predictor) -> torch.Tensor:
     times = components.schedule.times.to(at.device)[at]
-    return components.predict(noisy.to(components.dtype), times, conditioning).float()
+    return predictor(noisy.to(components.dtype), times).float()
 
 
 def _meaning(

@@ -1,0 +1,61 @@
+"""The text's keys and values, computed once for all steps of a drawing.
+
+A U-Net's cross-attention projects the text, which is the same at every denoising step, anew at each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from studiolo.diffusion.compiling import is_compiled
+
+_installing = Lock()
+
+
+class _Remembering:
+    """A projection that computes what it makes of a tensor once, and keeps it for as long as that lives."""
+
+    def __init__(self, project: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._project = project
+        self._made = WeakTensorKeyDictionary()
+
+    def __call__(self, text: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return self._project(text)
+        made = self._made.get(text)
+        if made is None:
+            made = self._made[text] = self._project(text)
+        return made
+
+
+@contextmanager
+def text_read_once(denoiser: Any) -> Iterator[None]:
+    """Within, cross-attention projects each tensor of text once, adapters and all; the weights stand still.
+
+    Others may draw with the same network meanwhile: who comes first remembers for all, until they leave. A
+    transformer that carries the text along from block to block (SD3) has nothing to remember, and compiled
+    blocks are left as they are.
+    """
+    with _installing:
+        free = (
+            [] if is_compiled(denoiser) else [p for p in _projections(denoiser) if "forward" not in vars(p)]
+        )
+        for projection in free:
+            projection.forward = _Remembering(projection.forward)
+    try:
+        yield
+    finally:
+        for projection in free:
+            del projection.forward
+
+
+def _projections(denoiser: Any) -> list[Any]:
+    readers = [m for m in denoiser.modules() if isinstance(m, Attention) and m.is_cross_attention]
+    return [projection for reader in readers for projection in (reader.to_k, reader.to_v)]
