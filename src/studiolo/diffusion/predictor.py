@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 
 import torch
 
 from studiolo.diffusion.compiling import is_compiled
 from studiolo.diffusion.components import Components
 from studiolo.diffusion.conditioning import Conditioning
-from studiolo.diffusion.threads import on_threads, sharing_threads
+from studiolo.diffusion.threads import equal_parts, on_threads, sharing_threads
 
 
 class Predictor:
@@ -24,7 +23,7 @@ class Predictor:
         rows = len(conditioning)
         compiled = is_compiled(components.denoiser)  # for the threads that it was compiled with
         self._threads = 1 if compiled else sharing_threads(components.device, rows)
-        self._parts = [conditioning[part] for part in _equal_parts(rows, self._threads)]
+        self._parts = [conditioning[part] for part in equal_parts(rows, self._threads)]
 
     def __call__(self, noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """The prediction [B, C, h, w] for `noisy` latents at `times`, [B] or one for all."""
@@ -32,9 +31,3 @@ class Predictor:
         asked = zip(noisy.split(rows), times.expand(len(noisy)).split(rows), self._parts, strict=True)
         calls = [partial(self._components.predict, *part) for part in asked]
         return torch.cat(on_threads(calls, self._threads))
-
-
-def _equal_parts(rows: int, parts: int) -> list[slice]:
-    """`rows` in so many parts, of which none has two rows more than another."""
-    ends = [rows * i // parts for i in range(parts + 1)]
-    return [slice(*pair) for pair in pairwise(ends)]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache
+from itertools import pairwise
 from threading import Barrier
 from typing import TypeVar
 
@@ -35,21 +37,32 @@ def sharing_threads(device: torch.device, rows: int) -> int:
     return max(1, min(rows, torch.get_num_threads(), MOST))
 
 
-def on_threads(calls: Sequence[Callable[[], T]], threads: int) -> list[T]:
+def equal_parts(rows: int, parts: int) -> list[slice]:
+    """`rows` in so many parts, of which none has two rows more than another."""
+    ends = [rows * i // parts for i in range(parts + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
+
+
+def on_threads(
+    calls: Sequence[Callable[[], T]],
+    threads: int,
+    within: Callable[[], AbstractContextManager[object]] | None = None,
+) -> list[T]:
     """What `calls` return, in order, made by so many threads that share out torch's own among them.
 
-    They compute without autograd. The first call that raises does so here.
+    Each is made `within` a context, since what torch is told of autograd and autocast holds for one thread
+    only; without, they compute without autograd. The first call that raises does so here.
     """
     if threads == 1:
         return [call() for call in calls]
-    total = torch.get_num_threads()
-    inference = torch.is_inference_mode_enabled()
+    if within is None:
+        within = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
 
     def run(call: Callable[[], T]) -> T:
-        with torch.inference_mode() if inference else torch.no_grad():
+        with within():
             return call()
 
-    return list(_pool(os.getpid(), threads, total).map(run, calls))
+    return list(_pool(os.getpid(), threads, torch.get_num_threads()).map(run, calls))
 
 
 @cache

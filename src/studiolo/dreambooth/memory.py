@@ -23,6 +23,7 @@ from studiolo.dreambooth.memory_shared import Shared, shared_by
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
 from studiolo.training.halves import HALVES
+from studiolo.training.rows import copied_bytes
 
 _STATE_BYTES = {"adamw": 8, "adamw8bit": 2.1, "prodigy": 16, "adafactor": 0.1}
 """Bytes of an optimizer's state for each trained number; Adafactor's are rows and columns of a matrix."""
@@ -169,7 +170,8 @@ def _step_bytes(module: Personalization, components: Components, recipe: Recipe,
     if recipe.prior_weight:
         count += recipe.class_batch_size or recipe.batch_size
     inputs = _inputs(components, recipe, count)
-    return _peak(_MicroBatch(module), inputs, recipe.precision, shared) + shared.gathered
+    copied = copied_bytes(module.denoiser, count)
+    return _peak(_MicroBatch(module), inputs, recipe.precision, shared) + shared.gathered + copied
 
 
 def _drawing_bytes(components: Components, recipe: Recipe) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,6 +28,7 @@ from studiolo.dreambooth.recipe import Recipe
 from studiolo.training.attention import attend_by_products
 from studiolo.training.halves import HALVES, halve
 from studiolo.training.optimizers import make_optimizer
+from studiolo.training.rows import predict_on_threads, threads_for
 from studiolo.training.sharding import average_gradients, clip_gradients, shard, whole
 
 MakeBatches = Callable[[int, int, int], Batches]
@@ -140,7 +142,14 @@ class Personalization(pl.LightningModule):
         text = self._text(torch.cat([half.prompts for half in halves]))
         sizes = join_present([half.sizes for half in halves])
         times = self.schedule.times.to(timesteps.device)[timesteps]
-        prediction = self.family.predict(self.denoiser, torch.cat(noisy), times, text.sized(sizes))
+        prediction = predict_on_threads(
+            partial(self.family.predict, self.denoiser),
+            torch.cat(noisy),
+            times,
+            text.sized(sizes),
+            [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad],
+            threads_for(self.denoiser, len(timesteps)),
+        )
         return list(prediction.split([len(half) for half in halves]))
 
     def _loss(
