@@ -70,6 +70,28 @@ def test_other_tools_can_read_the_settings(subject, tmp_path):
     assert facts.startswith("Steps: 3, Sampler: ddim, CFG scale: 5.0, Seed: 7, Size: 32x32, Model hash: ")
 
 
+def test_a_compiled_model_draws_the_same(subject, monkeypatch):
+    # All but the last step of compiling, machine code, which takes a minute.
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: real(block, backend="aot_eager"))
+    compiled = ImageModel.load("my-fox", compiled=True)
+    assert any(block._compiled_call_impl for block in compiled.components.denoiser.modules())
+    for one, other in zip(draw(subject), draw(compiled), strict=True):
+        assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
+        assert one.record.model == other.record.model
+
+
+def test_compiling_needs_a_compiler(subject, monkeypatch):
+    from torch._inductor import cpp_builder, exc
+
+    def missing():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    with pytest.raises(StudioloError, match=r"there is no C\+\+ compiler"):
+        ImageModel.load("my-fox", compiled=True)
+
+
 def test_another_format_is_refused(subject, tmp_path):
     with pytest.raises(StudioloError, match=r"fox\.jpg: pictures are PNG files"):
         draw(subject, n=1)[0].save(tmp_path / "fox.jpg")

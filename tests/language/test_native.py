@@ -36,13 +36,14 @@ def test_threads_soon_sleep_unless_the_user_says_otherwise(said, left, known):
 @pytest.mark.parametrize(
     ("command", "said", "known"),
     [
-        ("generate 'a fox' --steps 0", {}, "GOMP_SPINCOUNT = '300000'"),
+        ("train nothing --class fox --name x", {}, "GOMP_SPINCOUNT = '300000'"),
+        ("generate 'a fox' --steps 0", {}, "GOMP_SPINCOUNT = '300'"),
         ("generate 'a fox' --steps 0", {"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT = '7'"),
         ("ask 'a fox' --model nothing", {}, "GOMP_SPINCOUNT = '300'"),
         ("ask 'a fox' --model nothing", {"OMP_WAIT_POLICY": "active"}, "OMP_WAIT_POLICY = 'ACTIVE'"),
     ],
 )
-def test_those_of_torch_too_where_the_command_line_speaks(command, said, known):
+def test_those_of_torch_too_where_the_command_line_speaks_or_draws(command, said, known):
     code = "import atexit; atexit.register(__import__, 'torch'); from studiolo.cli.main import main; main()"
     done = run(said, "-c", code, *shlex.split(command))
     assert "Error: " in done.stderr

@@ -44,7 +44,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-_SPEAKING = {"ask", "chat", "contexts", "extract", "serve"}
+_WAIT_SHORTLY = {"ask", "chat", "contexts", "extract", "serve", "generate", "reproduce"}
+"""Commands that are quicker so, or as quick; the steps of a training are not."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -63,7 +64,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    if context.invoked_subcommand in _SPEAKING:
+    if context.invoked_subcommand in _WAIT_SHORTLY:
         os.environ.update(waiting(os.environ))  # before torch and llama.cpp are loaded
 
 
