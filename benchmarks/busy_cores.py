@@ -5,8 +5,8 @@
 Bare xllamacpp, all cores, one request of a few tokens, or with --draw a picture of `studiolo-base` in 5
 steps, with and without a program beside it that counts for ever: as libgomp has it by default (threads run on
 the spot for long), with GOMP_SPINCOUNT=300 (for a moment, which is what Studiolo sets where it speaks or
-draws: studiolo.language.engines.native), with OMP_WAIT_POLICY=passive (they sleep at once), and with one thread. In
-turn, several times; the table has the medians and the best.
+draws: studiolo.language.engines.native), with OMP_WAIT_POLICY=passive (they sleep at once), and with one
+thread. In turn, several times; the table has the medians and the best.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from threading import Barrier, Thread
 
@@ -16,7 +17,7 @@ from studiolo.diffusion.noise import generators
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.samplers import make_scheduler
 from studiolo.diffusion.sampling import generate
-from studiolo.diffusion.text_keys import text_read_once
+from studiolo.diffusion.text_keys import kept_bytes, text_read_once
 from tiny import tiny_components
 from tiny_families import tiny_sd3, tiny_sdxl
 
@@ -146,6 +147,29 @@ def test_two_who_draw_at_once_leave_the_model_as_it_was():
     for prompt, picture in zip(PROMPTS, expected, strict=True):
         assert all(np.array_equal(one, picture) for one in drawn[prompt])
     assert all("forward" not in vars(module) for module in components.denoiser.modules())
+
+
+@torch.no_grad()
+def test_a_copy_made_meanwhile_is_on_its_own():
+    unet, text = tiny_components().denoiser, torch.randn(1, 24, 32)
+    noisy = torch.randn(1, 4, 8, 8)
+    with text_read_once(unet):
+        unet(noisy, 400, text)
+        twin = copy.deepcopy(unet)
+    for layer in text_layers(twin):
+        layer.weight.mul_(-3)
+    plain = tiny_components().denoiser
+    plain.load_state_dict(twin.state_dict())
+    assert torch.equal(twin(noisy, 400, text).sample, plain(noisy, 400, text).sample)
+
+
+@torch.no_grad()
+def test_what_is_kept_is_what_batches_are_reckoned_with():
+    unet, text = tiny_components().denoiser, torch.randn(2, 24, 32)
+    with text_read_once(unet):
+        unet(torch.randn(2, 4, 8, 8), 400, text)
+        kept = sum(layer.forward(text).nbytes for layer in text_layers(unet))
+    assert kept == 2 * kept_bytes(unet, 24) > 0
 
 
 def test_an_error_leaves_the_model_as_it_was():

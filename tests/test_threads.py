@@ -16,7 +16,7 @@ from studiolo.diffusion.conditioning import encode_prompts
 from studiolo.diffusion.predictor import Predictor
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.sampling import generate
-from studiolo.diffusion.threads import MOST, on_threads, sharing_threads
+from studiolo.diffusion.threads import MOST, best_sharing, on_threads, sharing_threads
 from tiny import tiny_components
 from tiny_families import tiny_sd1, tiny_sd3, tiny_sdxl
 
@@ -44,7 +44,7 @@ def test_predictions_are_those_of_the_whole_batch(make, rows, threads):
     told = conditioning_of(components, rows)
     noisy = torch.randn(rows, *components.latent_shape())
     predictor = Predictor(components, told)
-    assert len(predictor._parts) == min(rows, threads)
+    assert len(predictor._parts) == best_sharing(rows, threads)
     for times in (torch.tensor(400), torch.arange(rows) * 100 + 7):
         expected = components.predict(noisy, times, told)
         torch.testing.assert_close(predictor(noisy, times), expected, rtol=1e-4, atol=1e-5)
@@ -91,6 +91,33 @@ def test_the_threads_share_out_those_of_torch(threads):
         assert later.submit(torch.get_num_threads).result() == threads
 
 
+@pytest.mark.parametrize(
+    ("rows", "cores", "threads"),
+    [(2, 2, 2), (16, 2, 2), (8, 4, 4), (2, 8, 2), (64, 64, MOST), (1, 4, 1), (8, 1, 1)]
+    + [(8, 6, 2), (5, 4, 1), (2, 3, 1)],  # further threads would leave cores idle
+)
+def test_most_of_the_cores_are_busy(rows, cores, threads):
+    assert best_sharing(rows, cores) == threads
+
+
+def test_an_error_comes_out_when_no_other_call_runs_any_more(threads):
+    failed, done = threading.Event(), []
+
+    def fails():
+        failed.set()
+        raise KeyError
+
+    def lasts():
+        failed.wait(60)
+        for _ in range(50):
+            torch.randn(300, 300) @ torch.randn(300, 300)
+        done.append(True)
+
+    with pytest.raises(KeyError):
+        on_threads([fails, lasts], 2)
+    assert done == [True]
+
+
 def test_results_come_in_order_and_errors_come_out(threads):
     assert on_threads([lambda i=i: i for i in range(9)], 2) == list(range(9))
     with pytest.raises(ZeroDivisionError):
@@ -103,7 +130,7 @@ def test_where_rows_stay_together(threads):
     cpu = torch.device("cpu")
     assert sharing_threads(cpu, 8) == 1  # under autograd
     with torch.no_grad():
-        assert sharing_threads(cpu, 8) == min(threads, MOST)
+        assert sharing_threads(cpu, 12) == threads
         assert sharing_threads(cpu, 1) == 1
         assert sharing_threads(torch.device("cuda"), 8) == 1
         with torch.autocast("cpu", torch.bfloat16):

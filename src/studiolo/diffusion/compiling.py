@@ -14,8 +14,17 @@ def compile_blocks(denoiser: torch.nn.Module) -> None:
 
     Not the whole: that takes minutes more, and PyTorch 2.13 then gives wrong gradients of a U-Net on CPUs.
 
-    Raises StudioloError where there is no C++ compiler, which the first call would need.
+    Raises StudioloError where there is no C++ compiler, which the first call on a CPU would need.
     """
+    if next(denoiser.parameters()).device.type == "cpu":
+        _check_compiler()
+    torch._dynamo.config.recompile_limit = 64  # shapes of one kind of block; the default is for one or two
+    for block in denoiser.modules():
+        if type(block).__name__ in _BLOCKS:
+            block.compile()
+
+
+def _check_compiler() -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes a second or two
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -25,10 +34,6 @@ def compile_blocks(denoiser: torch.nn.Module) -> None:
         raise StudioloError(
             "there is no C++ compiler", where="compile", remedy="Install g++, or do not compile."
         ) from error
-    torch._dynamo.config.recompile_limit = 64  # shapes of one kind of block; the default is for one or two
-    for block in denoiser.modules():
-        if type(block).__name__ in _BLOCKS:
-            block.compile()
 
 
 def is_compiled(denoiser: torch.nn.Module) -> bool:

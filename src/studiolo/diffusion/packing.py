@@ -10,6 +10,7 @@ import torch
 
 from studiolo.diffusion.autoencoding import AT_ONCE
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.text_keys import kept_bytes
 
 ON_CPU = 8
 """Pictures at once on a CPU: more are no faster, and memory is better left to others."""
@@ -32,11 +33,14 @@ def fitting_batch(components: Components, shape: tuple[int, ...]) -> int:
 
 def _row(components: Components, cells: int) -> int:
     """Bytes that one row takes in the denoiser: about 24 activations as wide as its blocks are narrow, for
-    what waits for the way up, and for the feed-forward layers."""
+    what waits for the way up, and for the feed-forward layers; and the text's keys and values, half as many
+    again where guidance is for a part of the steps only."""
     config = components.denoiser.config
     channels = config.get("block_out_channels")
     width = channels[0] if channels else config.num_attention_heads * config.attention_head_dim
-    return 24 * cells * width * components.dtype.itemsize
+    tokens = components.family.lengths(components.tokenizers)[0]
+    kept = kept_bytes(components.denoiser, tokens) * 3 // 2
+    return 24 * cells * width * components.dtype.itemsize + kept
 
 
 def _decoding(components: Components) -> int:

@@ -5,6 +5,8 @@ A U-Net's cross-attention projects the text, which is the same at every denoisin
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -17,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from studiolo.diffusion.compiling import is_compiled
 
 _installing = Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_installing._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 class _Remembering:
@@ -33,6 +37,10 @@ class _Remembering:
         if made is None:
             made = self._made[text] = self._project(text)
         return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A network that is copied meanwhile gets the projection alone, its own."""
+        return copy.deepcopy(self._project, memo)
 
 
 @contextmanager
@@ -54,6 +62,11 @@ def text_read_once(denoiser: Any) -> Iterator[None]:
     finally:
         for projection in free:
             del projection.forward
+
+
+def kept_bytes(denoiser: Any, tokens: int) -> int:
+    """What a row keeps of a text of so many tokens, in the denoiser's own float type."""
+    return sum(p.out_features for p in _projections(denoiser)) * tokens * denoiser.dtype.itemsize
 
 
 def _projections(denoiser: Any) -> list[Any]:

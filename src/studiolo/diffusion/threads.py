@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from functools import cache
 from itertools import pairwise
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import TypeVar
 
 import torch
@@ -34,7 +34,16 @@ def sharing_threads(device: torch.device, rows: int) -> int:
         return 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return 1
-    return max(1, min(rows, torch.get_num_threads(), MOST))
+    return best_sharing(rows, torch.get_num_threads())
+
+
+def best_sharing(rows: int, cores: int, most: int = MOST) -> int:
+    """The number of threads that keep most of the cores busy: the longest part over the cores that it gets.
+
+    Where several are as good, more threads, which meet less often.
+    """
+    numbers = range(1, max(1, min(rows, cores, most)) + 1)
+    return min(numbers, key=lambda n: ((-(-rows // n) if n > 1 else rows) / (cores // n), -n))
 
 
 def equal_parts(rows: int, parts: int) -> list[slice]:
@@ -51,7 +60,8 @@ def on_threads(
     """What `calls` return, in order, made by so many threads that share out torch's own among them.
 
     Each is made `within` a context, since what torch is told of autograd and autocast holds for one thread
-    only; without, they compute without autograd. The first call that raises does so here.
+    only; without, they compute without autograd. The first call that raises does so here, when none runs any
+    more.
     """
     if threads == 1:
         return [call() for call in calls]
@@ -62,13 +72,29 @@ def on_threads(
         with within():
             return call()
 
-    return list(_pool(os.getpid(), threads, torch.get_num_threads()).map(run, calls))
+    with _building:
+        pool = _pool(os.getpid(), threads, torch.get_num_threads())
+    begun = [pool.submit(run, call) for call in calls]
+    try:
+        return [one.result() for one in begun]
+    finally:
+        for one in begun:
+            one.cancel()
+        wait(begun)
+
+
+_building = Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_building._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 @cache
 def _pool(process: int, threads: int, total: int) -> ThreadPoolExecutor:
-    """Threads with `total` of torch's among them; of this process, since a fork has none of its parent's."""
-    barrier = Barrier(threads)
+    """Threads with `total` of torch's among them; of this process, since a fork has none of its parent's.
+
+    A thread's number cannot be set without that with which others begin later; this one is put back at once.
+    """
+    barrier = Barrier(threads, timeout=60)
 
     def start() -> None:
         torch.get_num_threads()  # a thread's first look sets its number anew
@@ -76,7 +102,9 @@ def _pool(process: int, threads: int, total: int) -> ThreadPoolExecutor:
         barrier.wait()
 
     pool = ThreadPoolExecutor(threads, "rows")
-    for started in [pool.submit(start) for _ in range(threads)]:
-        started.result()
-    torch.set_num_threads(total)  # what threads that come later begin with is one number for all
+    try:
+        for started in [pool.submit(start) for _ in range(threads)]:
+            started.result()
+    finally:
+        torch.set_num_threads(total)
     return pool

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from studiolo.diffusion.components import Components
+from studiolo.diffusion.text_keys import kept_bytes
 from studiolo.dreambooth.memory_shared import Shared, shared_by
 from studiolo.dreambooth.personalize import Personalization
 from studiolo.dreambooth.recipe import Recipe
@@ -170,7 +171,7 @@ def _step_bytes(module: Personalization, components: Components, recipe: Recipe,
     if recipe.prior_weight:
         count += recipe.class_batch_size or recipe.batch_size
     inputs = _inputs(components, recipe, count)
-    copied = copied_bytes(module.denoiser, count)
+    copied = copied_bytes(module.denoiser, count, recipe.accumulate)
     return _peak(_MicroBatch(module), inputs, recipe.precision, shared) + shared.gathered + copied
 
 
@@ -179,8 +180,9 @@ def _drawing_bytes(components: Components, recipe: Recipe) -> float:
     count = recipe.class_images.batch_size
     guided = count * (2 if recipe.class_images.guidance_scale > 1 else 1)
     latents = torch.zeros(count, *_latent_shape(components, recipe), device=components.device)
+    kept = guided * kept_bytes(components.denoiser, components.family.lengths(components.tokenizers)[0])
     return max(
-        _peak(_Denoising(components), _inputs(components, recipe, guided)),
+        _peak(_Denoising(components), _inputs(components, recipe, guided)) + kept,
         _peak(_Decoding(components.vae), (latents,)),
     )
 

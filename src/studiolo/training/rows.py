@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from studiolo.diffusion.conditioning import Conditioning
-from studiolo.diffusion.threads import MOST, equal_parts, on_threads
+from studiolo.diffusion.threads import MOST, best_sharing, equal_parts, on_threads
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 """(noisy latents, times, conditioning) -> prediction, all of the same rows."""
@@ -34,12 +35,17 @@ def threads_for(network: torch.nn.Module, rows: int) -> int:
     if several or not on_cpu or any(map(_bound, network.modules())):
         return 1
     copies = _SPARE // max(1, _gradient_bytes(network))
-    return max(1, min(rows, torch.get_num_threads(), MOST, 1 + copies))
+    return best_sharing(rows, torch.get_num_threads(), min(MOST, 1 + copies))
 
 
-def copied_bytes(network: torch.nn.Module, rows: int) -> int:
-    """What the threads' own gradients take, beside those that a step makes anyway."""
-    return (threads_for(network, rows) - 1) * _gradient_bytes(network)
+def copied_bytes(network: torch.nn.Module, rows: int, accumulate: int = 1) -> int:
+    """What the threads' own gradients take, beside those that a step makes anyway.
+
+    All are there before any is added to those of the micro-batches before.
+    """
+    threads = threads_for(network, rows)
+    copies = threads - 1 + (accumulate > 1) if threads > 1 else 0
+    return copies * _gradient_bytes(network)
 
 
 def _gradient_bytes(network: torch.nn.Module) -> int:
@@ -66,7 +72,7 @@ def predict_on_threads(
     Differentiable once, in these and in the conditioning. Deterministic: gradients are added in the order of
     the rows.
     """
-    if threads == 1:
+    if threads == 1 or not torch.is_grad_enabled():
         return predict(noisy, times, conditioning)
     told = (conditioning.tokens, conditioning.pooled, conditioning.sizes, conditioning.guidance)
     return _Shared.apply(predict, threads, noisy, times, *told, *parameters)
@@ -95,6 +101,7 @@ class _Shared(torch.autograd.Function):
         return torch.cat([prediction.detach() for prediction in ctx.predictions])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = gradient.split([len(prediction) for prediction in ctx.predictions])
         calls = [
@@ -120,12 +127,7 @@ def _gradients(
 
 def _sum(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     there = [gradient for gradient in gradients if gradient is not None]
-    if not there:
-        return None
-    total = there[0]
-    for gradient in there[1:]:
-        total += gradient
-    return total
+    return sum(there[1:], start=there[0]) if there else None  # not in place: two inputs may share a gradient
 
 
 def _as_here() -> Callable[[], AbstractContextManager[None]]:

@@ -5,9 +5,9 @@ them run on the spot for long first: as soon as another program wants a core, al
 does not get one, hundreds of times a token. Sleeping at once costs more than half of the speed where nothing
 else runs. A short while on the spot has nearly the best of both (docs/performance-language.md has numbers).
 How long is read from the environment once, when the library is loaded; so it has to be said before that.
-torch brings the library, too: in a process that is ours alone, and speaks or draws, it is said for both at its
-start; elsewhere it is said while `xllamacpp` is loaded, and taken back. Who teaches waits as libgomp has it: a
-step of the embedded base takes an eighth less time so where nothing else runs (docs/benchmarks.md).
+torch brings the library, too: in a process that is ours alone, and speaks or draws, it is said for both at
+its start; elsewhere it is said while `xllamacpp` is loaded, and taken back. Who teaches waits as libgomp has
+it: a step of the embedded base takes less time so where nothing else runs (docs/benchmarks.md).
 """
 
 from __future__ import annotations
