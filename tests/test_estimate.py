@@ -66,6 +66,7 @@ def _flat(events):
     return sorted(found, key=lambda event: event.start_time_ns)
 
 
+@pytest.mark.usefixtures("one_thread")  # what the others take beside it: test_rows.py
 @pytest.mark.parametrize(
     ("family", "settings"),
     [

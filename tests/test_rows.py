@@ -123,9 +123,8 @@ def test_inputs_that_share_a_gradient_have_it_each(shape, threads):
     a, b = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))
     noisy = torch.ones(4, 3)
     told = Conditioning(torch.ones(4, 1, 1, requires_grad=True))
-    predict_on_threads(
-        lambda n, *_: n * (a + b).sum(), noisy, noisy[:, 0], told, [a, b], threads
-    ).sum().backward()
+    given = noisy, noisy[:, 0], told, [a, b], threads
+    predict_on_threads(lambda n, *_: n * (a + b).sum(), *given).sum().backward()
     assert torch.equal(a.grad, torch.full(shape, 12.0))
     assert torch.equal(b.grad, a.grad)
     assert told.tokens.grad is None
@@ -138,10 +137,9 @@ def test_without_gradients_nothing_is_kept(threads):
         asked.append((len(noisy), torch.is_grad_enabled()))
         return noisy
 
+    told = Conditioning(torch.ones(4, 1))
     with torch.no_grad():
-        predict_on_threads(
-            predict, torch.ones(4, 3), torch.zeros(4), Conditioning(torch.ones(4, 1)), [], threads
-        )
+        predict_on_threads(predict, torch.ones(4, 3), torch.zeros(4), told, [], threads)
     assert asked == [(4, False)]
 
 
@@ -150,15 +148,16 @@ def test_graphs_go_with_the_way_back(threads):
 
     def predict(noisy, times, told):
         prediction = noisy * weight
-        kept.append(weakref.ref(prediction.grad_fn))
+        kept.append(weakref.ref(prediction))  # which holds its graph
         return prediction
 
     weight = torch.nn.Parameter(torch.ones(3))
     given = torch.ones(4, 3), torch.zeros(4), Conditioning(torch.ones(4, 1))
-    predict_on_threads(predict, *given, [weight], threads).sum().backward()
+    loss = predict_on_threads(predict, *given, [weight], threads).sum()
+    assert None not in [prediction() for prediction in kept]
+    loss.backward()
     gc.collect()
-    assert len(kept) == threads
-    assert [graph() for graph in kept] == [None] * threads
+    assert [prediction() for prediction in kept] == [None] * threads
 
 
 def test_an_error_in_a_thread_is_the_steps_own(threads):

@@ -93,8 +93,10 @@ def test_the_threads_share_out_those_of_torch(threads):
 
 @pytest.mark.parametrize(
     ("rows", "cores", "threads"),
-    [(2, 2, 2), (16, 2, 2), (8, 4, 4), (2, 8, 2), (64, 64, MOST), (1, 4, 1), (8, 1, 1)]
-    + [(8, 6, 2), (5, 4, 1), (2, 3, 1)],  # further threads would leave cores idle
+    [
+        *[(2, 2, 2), (16, 2, 2), (8, 4, 4), (2, 8, 2), (64, 64, MOST), (1, 4, 1), (8, 1, 1)],
+        *[(8, 6, 2), (5, 4, 1), (2, 3, 1)],  # further threads would leave cores idle
+    ],
 )
 def test_most_of_the_cores_are_busy(rows, cores, threads):
     assert best_sharing(rows, cores) == threads
