@@ -1,9 +1,9 @@
-"""What could be saved by computing the text's cross-attention keys and values once instead of at every step?
+"""What is saved by computing the text's cross-attention keys and values once instead of at every step?
 
     python benchmarks/text_keys.py --model studiolo-base --batch 16
 
-Times these projections alone and a whole U-Net call, in turn: their share is the most that remembering them
-could save. See docs/decisions/text-keys.md.
+Times these projections alone and a whole U-Net call, in turn: their share is what remembering them
+saves at each step but the first. See docs/decisions/text-keys.md.
 """
 
 from __future__ import annotations
