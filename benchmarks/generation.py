@@ -30,7 +30,6 @@ from studiolo.drawing.model import ImageModel
 def main() -> None:
     options = parse()
     components = ImageModel.load(options.model, device=options.device).components
-    compiled = ImageModel.load(options.model, device=options.device, compiled=options.compile).components
     settings = SamplerSettings(options.sampler, options.steps, options.guidance)
     prompts, seeds = [options.prompt] * options.pictures, list(range(options.pictures))
     pipeline = StableDiffusionPipeline(
@@ -64,6 +63,7 @@ def main() -> None:
 
     ways = {"studiolo": ours, "pipeline, one call": one_call, "pipeline, a call a prompt": one_by_one}
     if options.compile:
+        compiled = ImageModel.load(options.model, device=options.device, compiled=True).components
         ways["studiolo --compile"] = lambda: ours(compiled)
     drawn = {name: draw().astype(int) for name, draw in ways.items()}  # this round also warms them up
     apart = max(np.abs(drawn["studiolo"] - pictures).max() for pictures in drawn.values())

@@ -32,12 +32,10 @@ def studiolo_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """All rows of a batch in one call, for tests that count calls."""
-    import torch
+    from studiolo.diffusion.threads import torch_threads
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from peft import LoraConfig
 
 import test_teaching_families as families
 from studiolo.diffusion.conditioning import Conditioning, encode_prompts
+from studiolo.diffusion.threads import torch_threads
 from studiolo.dreambooth import personalize
 from studiolo.training.rows import copied_bytes, predict_on_threads, threads_for
 from test_parts import CHOICES, fit, loss_and_gradients, module_of, quick
@@ -19,10 +20,8 @@ from tiny import tiny_components
 
 @pytest.fixture(params=[2, 4])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield request.param
 
 
 def learned(recipe, family):
@@ -38,12 +37,8 @@ def learned(recipe, family):
 
 def alone(recipe, family):
     """The same from one call with all rows."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return learned(recipe, family)
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +84,8 @@ def test_trainings_agree_and_repeat(precision, threads, monkeypatch):
     several, again = trained(), trained()
     assert set(shares) == {threads}
     assert all(torch.equal(several[key], again[key]) for key in several)
-    torch.set_num_threads(1)
-    whole = trained()
+    with torch_threads(1):
+        whole = trained()
     # AdamW moves a weight whose gradient is nothing but rounding by whole steps of the rate: few are so
     moved = torch.cat([(whole[key].float() - several[key].float()).abs().flatten() for key in whole])
     assert moved.mean() < (2e-5 if precision == "32-true" else 1e-3)

@@ -16,7 +16,7 @@ from studiolo.diffusion.conditioning import encode_prompts
 from studiolo.diffusion.predictor import Predictor
 from studiolo.diffusion.sampler_settings import SamplerSettings
 from studiolo.diffusion.sampling import generate
-from studiolo.diffusion.threads import MOST, best_sharing, on_threads, sharing_threads
+from studiolo.diffusion.threads import MOST, best_sharing, on_threads, sharing_threads, torch_threads
 from tiny import tiny_components
 from tiny_families import tiny_sd1, tiny_sd3, tiny_sdxl
 
@@ -25,10 +25,8 @@ PROMPTS = ["a photo of a fox on the moon", "a red dog", "snow", "a cat", "the be
 
 @pytest.fixture(params=[2, 3, 4])
 def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    with torch_threads(request.param):
+        yield request.param
 
 
 def conditioning_of(components, rows):
@@ -145,12 +143,8 @@ def test_compiled_blocks_stay_together(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block: real(block, backend="eager"))
     components = tiny_components()
     compile_blocks(components.denoiser)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         assert len(Predictor(components, conditioning_of(components, 4))._parts) == 1
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_fork_has_threads_of_its_own(threads):

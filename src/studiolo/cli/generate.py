@@ -99,7 +99,7 @@ def generate(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; else a GPU where there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the denoiser: a minute or more first, faster steps.")
+        bool, typer.Option("--compile", help="Compile the denoiser: a minute or more; steps may be faster.")
     ] = False,
 ) -> None:
     """Draw pictures from a prompt, or from a file of prompts.

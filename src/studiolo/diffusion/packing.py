@@ -38,9 +38,7 @@ def _row(components: Components, cells: int) -> int:
     config = components.denoiser.config
     channels = config.get("block_out_channels")
     width = channels[0] if channels else config.num_attention_heads * config.attention_head_dim
-    tokens = components.family.lengths(components.tokenizers)[0]
-    kept = kept_bytes(components.denoiser, tokens) * 3 // 2
-    return 24 * cells * width * components.dtype.itemsize + kept
+    return 24 * cells * width * components.dtype.itemsize + kept_bytes(components) * 3 // 2
 
 
 def _decoding(components: Components) -> int:

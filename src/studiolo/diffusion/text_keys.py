@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from studiolo.diffusion.compiling import is_compiled
+from studiolo.diffusion.components import Components
 
 _installing = Lock()
 if hasattr(os, "register_at_fork"):
@@ -64,9 +65,11 @@ def text_read_once(denoiser: Any) -> Iterator[None]:
             del projection.forward
 
 
-def kept_bytes(denoiser: Any, tokens: int) -> int:
-    """What a row keeps of a text of so many tokens, in the denoiser's own float type."""
-    return sum(p.out_features for p in _projections(denoiser)) * tokens * denoiser.dtype.itemsize
+def kept_bytes(components: Components) -> int:
+    """What a row keeps of its text, in the denoiser's own float type."""
+    tokens = components.family.lengths(components.tokenizers)[0]
+    width = sum(projection.out_features for projection in _projections(components.denoiser))
+    return width * tokens * components.denoiser.dtype.itemsize
 
 
 def _projections(denoiser: Any) -> list[Any]:

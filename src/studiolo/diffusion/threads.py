@@ -8,9 +8,9 @@ Rows do not depend on each other: with a part of them each, the threads meet onc
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from itertools import pairwise
 from threading import Barrier, Lock
@@ -24,17 +24,32 @@ MOST = 4
 """Threads at most; further cores help within each. Python itself runs on one of them at a time."""
 
 
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Runs with so many threads of torch's: how a sum is shared among them decides its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def sharing_threads(device: torch.device, rows: int) -> int:
     """How many threads share `rows` out among them; 1 where these stay together.
 
     Together they stay on a GPU, under autograd and autocast, which a thread has for itself, and where
     several processes train: networks that are spread over them have to be called in one order.
     """
-    if device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    alone = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    if device.type != "cpu" or alone or several_processes():
         return 1
     return best_sharing(rows, torch.get_num_threads())
+
+
+def several_processes() -> bool:
+    """Whether this process is one of several that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def best_sharing(rows: int, cores: int, most: int = MOST) -> int:

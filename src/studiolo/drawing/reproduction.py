@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from studiolo.diffusion.sampling import OnStep
+from studiolo.diffusion.threads import torch_threads
 from studiolo.drawing.given import Given, Source, give
 from studiolo.drawing.model import ImageModel, Picture
 from studiolo.drawing.provenance import AdapterTrace, GivenTrace, Provenance, read_provenance
@@ -57,7 +57,7 @@ def reproduce(
     record = read_provenance(path)
     given = _given(record.given, init, mask, path)
     drawer = _load(record, model, adapters, path)
-    with _threads(record.machine.threads):
+    with torch_threads(record.machine.threads):
         pictures = drawer.draw(
             record.batch,
             record.sampler_settings,
@@ -155,17 +155,6 @@ def _adapters(
 
 def _registered() -> set[str]:
     return {ref.name for ref in list_models()}
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Runs with that many threads: how a sum is shared among them decides its last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _difference(picture: Picture, path: str | Path) -> int | None:

@@ -180,9 +180,9 @@ def _drawing_bytes(components: Components, recipe: Recipe) -> float:
     count = recipe.class_images.batch_size
     guided = count * (2 if recipe.class_images.guidance_scale > 1 else 1)
     latents = torch.zeros(count, *_latent_shape(components, recipe), device=components.device)
-    kept = guided * kept_bytes(components.denoiser, components.family.lengths(components.tokenizers)[0])
+    denoising = _peak(_Denoising(components), _inputs(components, recipe, guided))
     return max(
-        _peak(_Denoising(components), _inputs(components, recipe, guided)) + kept,
+        denoising + guided * kept_bytes(components),
         _peak(_Decoding(components.vae), (latents,)),
     )
 

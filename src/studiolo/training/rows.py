@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from studiolo.diffusion.conditioning import Conditioning
-from studiolo.diffusion.threads import MOST, best_sharing, equal_parts, on_threads
+from studiolo.diffusion.threads import MOST, best_sharing, equal_parts, on_threads, several_processes
 
 Predict = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]
 """(noisy latents, times, conditioning) -> prediction, all of the same rows."""
@@ -30,9 +30,8 @@ def threads_for(network: torch.nn.Module, rows: int) -> int:
     numbers in any order), compiled or checkpointed blocks, and networks whose gradients would not fit in
     `_SPARE`: those compute long enough at a time.
     """
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
     on_cpu = next(network.parameters()).device.type == "cpu"
-    if several or not on_cpu or any(map(_bound, network.modules())):
+    if not on_cpu or several_processes() or any(map(_bound, network.modules())):
         return 1
     copies = _SPARE // max(1, _gradient_bytes(network))
     return best_sharing(rows, torch.get_num_threads(), min(MOST, 1 + copies))
